@@ -1,0 +1,411 @@
+"""Recipes: plain data that says completely how a model is quantized.
+
+A recipe holds no weights, data, paths or Python callables. It goes to YAML and JSON and back without loss, and
+equal digests mean equal configurations. Decisions that are costly to reverse:
+
+* The digest is taken over the canonical JSON *without the fields that stand at their default*, so that a field
+  which a later version adds does not change the digest of recipes written before. Defaults therefore never
+  change; a better default is a new stage or a new version.
+* A scheme holds only the fields that take effect in its mode; anything else is refused instead of ignored.
+* Overrides are ordered and the last match wins. A match on a module covers everything inside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from qtrack.errors import RecipeError
+
+BackendName = Literal["fx"]
+Engine = Literal["x86", "fbgemm", "onednn", "qnnpack"]
+Granularity = Literal["per_tensor", "per_channel"]
+Mode = Literal["static", "dynamic", "weight_only", "float16", "float"]
+Bits = Annotated[int, Field(ge=2, le=8)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_FILE_BYTES = 1_000_000
+
+
+class Frozen(BaseModel):
+    """Base of all parts of a recipe: immutable, strict about what it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def having(self, **changes: Any) -> Self:
+        """A checked copy with these fields changed."""
+        return type(self).model_validate({**dict(self), **changes})
+
+
+class _Tagged(Frozen):
+    """One variant of a union: its tag is written even where defaults are left out."""
+
+    tag: ClassVar[str]
+
+    @model_serializer(mode="wrap")
+    def _with_tag(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {self.tag: getattr(self, self.tag)} | handler(self)
+
+
+class _Observer(_Tagged):
+    tag = "kind"
+
+
+class MinMax(_Observer):
+    """The smallest and largest value ever seen."""
+
+    kind: Literal["min_max"] = "min_max"
+
+
+class MovingAverage(_Observer):
+    """Exponential moving average of each batch's smallest and largest value."""
+
+    kind: Literal["moving_average"] = "moving_average"
+    averaging_constant: float = Field(0.01, gt=0, le=1)
+
+
+class Histogram(_Observer):
+    """The range that minimises the squared quantization error over a histogram of all values."""
+
+    kind: Literal["histogram"] = "histogram"
+    bins: int = Field(2048, ge=16, le=65536)
+
+
+def _tagged(tag: str) -> BeforeValidator:
+    """Let a variant without options be written as its bare name."""
+    return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
+
+
+Observer = Annotated[MinMax | MovingAverage | Histogram, Field(discriminator="kind"), _tagged("kind")]
+
+
+class WeightSpec(Frozen):
+    """Weights: signed integers with a scale per tensor or per output channel."""
+
+    bits: Bits = 8
+    symmetric: bool = True
+    granularity: Granularity = "per_tensor"
+    observer: Observer = MinMax()
+
+    @model_validator(mode="after")
+    def _histogram_is_per_tensor(self) -> Self:
+        if self.granularity == "per_channel" and self.observer.kind == "histogram":
+            raise ValueError("observer: histogram has no per_channel form; use min_max")
+        return self
+
+
+class ActivationSpec(Frozen):
+    """Activations: unsigned integers with one scale per tensor.
+
+    ``reduce_range`` gives up one bit so that engines without VNNI cannot overflow their 16-bit accumulators.
+    """
+
+    bits: Bits = 8
+    symmetric: bool = False
+    reduce_range: bool = False
+    observer: Observer = Histogram()
+
+
+class _Scheme(_Tagged):
+    tag = "mode"
+
+
+class Static(_Scheme):
+    """Integer weights and activations; activation ranges are fixed by calibration."""
+
+    mode: Literal["static"] = "static"
+    weight: WeightSpec = WeightSpec()
+    activation: ActivationSpec = ActivationSpec()
+
+
+class Dynamic(_Scheme):
+    """Integer weights; each batch's activation ranges are found as it runs (linear and recurrent layers)."""
+
+    mode: Literal["dynamic"] = "dynamic"
+    weight: WeightSpec = WeightSpec()
+
+
+class WeightOnly(_Scheme):
+    """Integer weights, arithmetic in float32."""
+
+    mode: Literal["weight_only"] = "weight_only"
+    weight: WeightSpec = WeightSpec()
+
+
+class Float16(_Scheme):
+    """Weights stored in float16, arithmetic in float32."""
+
+    mode: Literal["float16"] = "float16"
+
+
+class Float(_Scheme):
+    """Left as it is."""
+
+    mode: Literal["float"] = "float"
+
+
+Scheme = Annotated[
+    Static | Dynamic | WeightOnly | Float16 | Float, Field(discriminator="mode"), _tagged("mode")
+]
+SCHEMES: dict[str, type[Static | Dynamic | WeightOnly | Float16 | Float]] = {
+    "static": Static,
+    "dynamic": Dynamic,
+    "weight_only": WeightOnly,
+    "float16": Float16,
+    "float": Float,
+}
+
+
+class Module(NamedTuple):
+    """Where a module stands: its dotted name and the name of its class."""
+
+    name: str
+    type: str
+
+
+class Override(Frozen):
+    """Another scheme for the modules that one of ``layer``, ``glob`` or ``type`` names."""
+
+    layer: str | None = Field(None, min_length=1, description="exact dotted name of a module")
+    glob: str | None = Field(None, min_length=1, description="shell pattern over dotted names, such as blocks.*.project")
+    type: str | None = Field(None, min_length=1, description="class name of a module, such as Conv2d")
+    scheme: Scheme
+
+    @model_validator(mode="after")
+    def _one_way_to_match(self) -> Self:
+        if sum(way is not None for way in (self.layer, self.glob, self.type)) != 1:
+            raise ValueError("name exactly one of layer, glob, type")
+        return self
+
+    def matches(self, module: Module) -> bool:
+        """Does this override name the module itself (whatever is inside it follows)?"""
+        if self.layer is not None:
+            return module.name == self.layer
+        if self.glob is not None:
+            return fnmatchcase(module.name, self.glob)
+        return module.type == self.type
+
+    def __str__(self) -> str:
+        way = next(way for way in ("layer", "glob", "type") if getattr(self, way) is not None)
+        return f"{way} {getattr(self, way)!r}"
+
+
+class Calibration(Frozen):
+    """Which samples of the calibration split the observers see; ``samples`` None means all."""
+
+    samples: int | None = Field(None, ge=1)
+    choice: Literal["first", "random", "class_balanced"] = "first"
+    seed: Seed | None = Field(None, description="None: the recipe's seed")
+
+
+class Training(Frozen):
+    """Quantization-aware training. Absent from a recipe means post-training quantization.
+
+    Observers and BatchNorm statistics move until they freeze: 0 from the start, n after n epochs, None never.
+    """
+
+    epochs: int = Field(4, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    freeze_observers: int | None = Field(None, ge=0)
+    freeze_bn_stats: int | None = Field(0, ge=0)
+    seed: Seed | None = Field(None, description="None: the recipe's seed")
+
+
+class Recipe(Frozen):
+    """How a model is quantized, completely."""
+
+    version: Literal[1] = 1
+    backend: BackendName = "fx"
+    engine: Engine | None = Field(None, description="None: the machine's default, settled before the recipe is executed")
+    seed: Seed = 0
+    default: Scheme = Static()
+    overrides: tuple[Override, ...] = ()
+    calibration: Calibration = Calibration()
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _fields_take_effect(self) -> Self:
+        modes = {scheme.mode for scheme in self.schemes()}
+        if self.training and "static" not in modes:
+            raise ValueError("training: needs a static scheme; fake quantization covers no other mode")
+        if not self.training and any(_weight_kind(s) == "moving_average" for s in self.schemes()):
+            raise ValueError("weight.observer: moving_average needs training; without it a weight is seen once")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON; equal digest means equal configuration."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def quantizes(self) -> bool:
+        """Is any module asked to leave float?"""
+        return any(scheme.mode != "float" for scheme in self.schemes())
+
+    def schemes(self) -> Iterator[Static | Dynamic | WeightOnly | Float16 | Float]:
+        """The default, then each override's."""
+        yield self.default
+        yield from (override.scheme for override in self.overrides)
+
+    def scheme_for(self, lineage: Iterable[Module]) -> Static | Dynamic | WeightOnly | Float16 | Float:
+        """The scheme of the last module of a lineage that runs from the root down to it."""
+        lineage = tuple(lineage)
+        for override in reversed(self.overrides):
+            if any(override.matches(module) for module in lineage):
+                return override.scheme
+        return self.default
+
+    def with_mode(self, mode: Mode) -> Recipe:
+        """The whole model in this mode, weights as specified before where the mode has any; no training."""
+        weight = getattr(self.default, "weight", None)
+        keeps_weight = weight is not None and "weight" in SCHEMES[mode].model_fields
+        scheme = SCHEMES[mode].model_validate({"mode": mode} | ({"weight": weight} if keeps_weight else {}))
+        return self.having(default=scheme, overrides=(), training=None)
+
+    def with_weights(self, **changes: Any) -> Recipe:
+        """These fields of the weight specification changed, in the default and in every override."""
+        return self._each_scheme("weight", changes)
+
+    def with_activations(self, **changes: Any) -> Recipe:
+        """These fields of the activation specification changed, in the default and in every override."""
+        return self._each_scheme("activation", changes)
+
+    def keeping_float(self, *layers: str) -> Recipe:
+        """These layers, by exact name, left in float."""
+        return self.having(overrides=(*self.overrides, *(Override(layer=name, scheme=Float()) for name in layers)))
+
+    def _each_scheme(self, part: str, changes: dict[str, Any]) -> Recipe:
+        def changed(scheme: Any) -> Any:
+            return scheme.having(**{part: getattr(scheme, part).having(**changes)}) if hasattr(scheme, part) else scheme
+
+        overrides = tuple(override.having(scheme=changed(override.scheme)) for override in self.overrides)
+        return self.having(default=changed(self.default), overrides=overrides)
+
+
+def _weight_kind(scheme: Any) -> str | None:
+    return scheme.weight.observer.kind if hasattr(scheme, "weight") else None
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """Every field written out, so that the file says it all without knowing any default."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_from_yaml(text: str, where: str = "recipe") -> Recipe:
+    """Read a recipe; raises RecipeError with every fault and its path. JSON is YAML too."""
+    return parse(Recipe, load_yaml(text, where, RecipeError), where, RecipeError)
+
+
+def read_text(path: Path, error: Callable[[str], Exception]) -> str:
+    """The text of a small configuration file, or one line about why there is none."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise error(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; this is not a configuration file")
+        return path.read_text(encoding="utf-8")
+    except OSError as cause:
+        raise error(f"{path}: {cause.strerror or cause}") from cause
+    except UnicodeDecodeError as cause:
+        raise error(f"{path}: not a text file in UTF-8") from cause
+
+
+def load_yaml(text: str, where: str, error: Callable[[str], Exception]) -> Any:
+    """Parse YAML of plain data, or JSON; tags that would build Python objects are refused."""
+    if text.lstrip().startswith("{"):
+        with suppress(json.JSONDecodeError):  # then it is YAML in flow style
+            return json.loads(text)  # YAML reads JSON's escaped pairs of surrogates as two characters
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        mark = getattr(cause, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise error(f"{where}:{place} not valid YAML: {getattr(cause, 'problem', None) or cause}") from cause
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], data: Any, where: str, error: Callable[[Sequence[str]], Exception]) -> Model:
+    """Validate data against a model; raises the given error with a line for every fault."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as cause:
+        raise error(faults_of(cause, model, where)) from cause
+
+
+def faults_of(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+    """One readable line per fault: path in the file, what was wrong, what would do."""
+    return [_fault(detail, model, where) for detail in error.errors(include_url=False)]
+
+
+_VARIANTS: dict[str, type[BaseModel]] = {
+    **SCHEMES,
+    "min_max": MinMax,
+    "moving_average": MovingAverage,
+    "histogram": Histogram,
+}
+
+
+def _fault(detail: Any, model: type[BaseModel], where: str) -> str:
+    steps = [part for part in detail["loc"] if part not in _VARIANTS]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+    context, value = detail.get("ctx", {}), _shown(detail.get("input"))
+    match detail["type"]:
+        case "extra_forbidden":
+            owner = _owner(model, detail["loc"][:-1])
+            said = f"unknown field; known fields are {', '.join(owner.model_fields)}"
+        case "missing":
+            said = "is missing"
+        case "union_tag_invalid":
+            said = f"{context['tag']!r} is not one of {_listed(context['expected_tags'])}"
+        case "literal_error":
+            said = f"{value} is not one of {_listed(context['expected'])}"
+        case "value_error":
+            said = str(context["error"])
+        case _:
+            said = f"{value}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return f"{where}: {path}: {said}" if path else f"{where}: {said}"
+
+
+def _owner(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The model that stands at a path of fields, positions and names of variants."""
+    for step in path:
+        if step in _VARIANTS:
+            model = _VARIANTS[str(step)]
+        elif isinstance(step, str) and step in model.model_fields:
+            model = next(_models_in(model.model_fields[step].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _listed(names: str) -> str:
+    return names.replace("'", "").replace(" or ", ", ")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

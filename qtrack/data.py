@@ -1,0 +1,171 @@
+"""Batches: checked, counted, selected and identified by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from qtrack.errors import DataError
+from qtrack.monitor import SILENT, Monitor
+from qtrack.recipe import Calibration
+from qtrack.task import Batch, Inputs, Split, Task
+
+FIXED_SPLITS: tuple[Split, ...] = ("calibration", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What a split holds: samples in order, by content."""
+
+    name: str
+    samples: int
+    batches: int
+    batch_size: int
+    """Of the first batch."""
+    digest: str
+    """SHA-256 over the samples' digests in their order."""
+    sample_digests: tuple[str, ...] = field(repr=False)
+    """Of each sample's inputs."""
+    per_class: Mapping[int, int] = field(default_factory=dict)
+    """Samples by label; empty where the task has no labels."""
+
+
+def batches_of(task: Task, split: Split) -> Iterator[Batch]:
+    """The batches of a split, each checked for NaN and infinity; raises DataError naming the sample."""
+    position = 0
+    for index, batch in enumerate(getattr(task, split)()):
+        _check_finite(batch, f"{split}: batch {index}", position)
+        position += size_of(batch)
+        yield batch
+
+
+def size_of(batch: Batch) -> int:
+    """Samples in a batch: the first dimension of its first tensor."""
+    for leaf in tree_flatten(batch)[0]:
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    raise DataError(f"a batch holds no tensor with a sample dimension: {type(batch).__name__}")
+
+
+def _check_finite(batch: Batch, where: str, position: int) -> None:
+    for leaf in tree_flatten(batch)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            bad = int((~torch.isfinite(leaf)).reshape(len(leaf), -1).any(1).nonzero()[0]) if leaf.dim() else 0
+            raise DataError(f"{where}: sample {position + bad} holds NaN or infinity; clean the data or drop it")
+
+
+def inspect_splits(task: Task, monitor: Monitor = SILENT) -> dict[str, SplitInfo]:
+    """Read every fixed split once; raises DataError where one is empty or broken."""
+    splits = [split for split in FIXED_SPLITS if task.offers(split)]
+    found = {}
+    with monitor.phase("reading the data", len(splits)) as advance:
+        for split in splits:
+            found[split] = _inspect(task, split)
+            advance(1)
+    return found
+
+
+def _inspect(task: Task, split: Split) -> SplitInfo:
+    digests: list[str] = []
+    classes: Counter[int] = Counter()
+    sizes = []
+    for batch in batches_of(task, split):
+        sizes.append(size_of(batch))
+        digests += _sample_digests(task.inputs(batch), sizes[-1])
+        labels = task.labels(batch)
+        if labels is not None:
+            classes.update(labels.reshape(-1).tolist())
+    if not digests:
+        raise DataError(f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed")
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return SplitInfo(split, len(digests), len(sizes), sizes[0], digest, tuple(digests), dict(sorted(classes.items())))
+
+
+def _sample_digests(inputs: Inputs, size: int) -> list[str]:
+    hashes = [hashlib.sha256() for _ in range(size)]
+    for leaf in tree_flatten(inputs)[0]:
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size:
+            rows = leaf.detach().cpu().contiguous().reshape(size, -1).view(torch.uint8).numpy()
+            for hasher, row in zip(hashes, rows, strict=True):
+                hasher.update(row.tobytes())
+    return [hasher.hexdigest() for hasher in hashes]
+
+
+def overlaps(splits: Mapping[str, SplitInfo]) -> list[str]:
+    """A line for each pair of splits that share samples by content."""
+    names = list(splits)
+    found = []
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = set(splits[first].sample_digests) & set(splits[second].sample_digests)
+            if shared:
+                found.append(f"{first} and {second} share {len(shared)} samples: figures on {second} flatter")
+    return found
+
+
+def calibration_batches(task: Task, choice: Calibration, seed: int) -> list[Batch] | Iterator[Batch]:
+    """The calibration samples that a recipe chooses, in the split's order and batches."""
+    if choice.samples is None:
+        return batches_of(task, "calibration")
+    keep = _chosen(task, choice, choice.seed if choice.seed is not None else seed)
+    return _selected(batches_of(task, "calibration"), keep)
+
+
+def _chosen(task: Task, choice: Calibration, seed: int) -> set[int]:
+    """Positions of the samples to keep; all of them where there are fewer than asked for."""
+    assert choice.samples is not None
+    if choice.choice == "first":
+        return set(range(choice.samples))
+    labels = _calibration_labels(task)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if choice.choice == "class_balanced":
+        order = _by_turns(order, labels)
+    return set(order[: choice.samples].tolist())
+
+
+def _calibration_labels(task: Task) -> np.ndarray[Any, Any]:
+    """A label for every sample; 0 for all where the task has none."""
+    parts = []
+    for batch in batches_of(task, "calibration"):
+        labels = task.labels(batch)
+        parts.append(np.zeros(size_of(batch), int) if labels is None else labels.cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _by_turns(order: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same samples, the first of each class before the second of any."""
+    turn: Counter[int] = Counter()
+    rank = []
+    for sample in order:
+        rank.append(turn[labels[sample]])
+        turn[labels[sample]] += 1
+    return order[np.argsort(rank, kind="stable")]
+
+
+def _selected(batches: Iterable[Batch], keep: set[int]) -> Iterator[Batch]:
+    position = 0
+    for batch in batches:
+        size = size_of(batch)
+        rows = [row for row in range(size) if position + row in keep]
+        position += size
+        if rows:
+            yield _rows(batch, rows, size)
+
+
+def _rows(batch: Batch, rows: list[int], size: int) -> Batch:
+    if len(rows) == size:
+        return batch
+    index = torch.tensor(rows)
+
+    def pick(leaf: Any) -> Any:
+        return leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf
+
+    return tree_map(pick, batch)

@@ -1,0 +1,16 @@
+"""The numeric suite: how far each layer of a quantized network is from the float network, and whose fault it is.
+
+Both networks run on the same batch in lockstep; each layer's statistics are added up and its tensors dropped,
+so that memory does not grow with the number of samples. The reference is the float model *fused as the
+quantized one is*: after fusion ``conv1`` means "after BatchNorm and ReLU", and comparing it with the unfused
+layer of that name gives nonsense.
+"""
+
+from __future__ import annotations
+
+from qtrack.numerics.compare import Comparison, compare
+from qtrack.numerics.histograms import histograms
+from qtrack.numerics.sites import Pair, Site
+from qtrack.numerics.sums import BAD_SAMPLE_DB, ErrorSums, sqnr_db
+
+__all__ = ["BAD_SAMPLE_DB", "Comparison", "ErrorSums", "Pair", "Site", "compare", "histograms", "sqnr_db"]

@@ -1,0 +1,25 @@
+"""Backends by the name that a recipe uses; each library is imported only when its backend is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from qtrack.backends.base import Backend, Prepared, Quantized
+from qtrack.errors import BackendUnavailable
+
+BACKENDS = {
+    "fx": "qtrack.backends.fx:FxBackend",
+}
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name; raises BackendUnavailable where its package is not installed."""
+    module, _, cls = BACKENDS[name].partition(":")
+    try:
+        backend: Backend = getattr(import_module(module), cls)()
+    except ImportError as error:
+        raise BackendUnavailable(f"backend {name!r} needs: pip install 'qtrack[{name}]' ({error})") from error
+    return backend
+
+
+__all__ = ["BACKENDS", "Backend", "Prepared", "Quantized", "load_backend"]

@@ -1,0 +1,58 @@
+"""What a backend is: the one door to a quantization library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from qtrack.numerics import Pair
+from qtrack.recipe import Recipe
+from qtrack.task import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model with observers or fake quantization in place, ready to be calibrated or trained."""
+
+    model: nn.Module
+    recipe: Recipe
+    details: Any = None
+    """The backend's own notes."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A converted model, paired layer by layer with its fused float reference."""
+
+    model: nn.Module
+    pair: Pair
+    qparams: Mapping[str, Any] = field(default_factory=dict)
+    """Scales and zero-points by layer, as plain numbers and lists."""
+    float_layers: tuple[str, ...] = ()
+    """Layers with weights that stayed in float."""
+
+
+class Backend(Protocol):
+    """Turns recipes into quantized models; foreign exceptions leave it as BackendError."""
+
+    def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
+        """Insert observers as the recipe says, fake quantization where it has ``training``."""
+
+    def observe(self, prepared: Prepared, on: bool) -> None:
+        """Let observers move, or hold them still."""
+
+    def fake_quantize(self, prepared: Prepared, on: bool) -> None:
+        """Switch fake quantization on or off, where there is any."""
+
+    def freeze_bn_stats(self, prepared: Prepared) -> None:
+        """Hold BatchNorm's running statistics still from now on."""
+
+    def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
+        """The model on the engine's integer kernels; ``prepared`` itself is left as it is."""
+
+    def reference(self, prepared: Prepared) -> nn.Module:
+        """The unlowered model that emulates the integer arithmetic in float."""

@@ -1,0 +1,203 @@
+"""Finds each layer of a prepared FX graph again in the converted one.
+
+Modules keep their names. Functions are renamed when they are lowered (``operator.add`` and a ReLU after it
+become ``quantized.add_relu``), but both graphs keep their order, so walking them side by side settles which is
+which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.fx import GraphModule, Node
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+
+from qtrack.backends.weights import Widen
+from qtrack.numerics import Pair, Site
+from qtrack.numerics.graph import walk
+from qtrack.task import Inputs
+
+CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
+MOVES_DATA = {
+    *("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "getitem", "chunk"),
+    *("split", "size", "getattr", "detach", "clone", "expand", "repeat", "identity", "dropout", "relu", "relu6", "dim"),
+    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "clamp", "hardtanh", "channel_shuffle"),
+}
+"""Operators that introduce no error of their own: they move quantized values or cut them off."""
+
+
+class UserModule(NamedTuple):
+    """What the user's float model has under a name."""
+
+    type: str
+    params: int
+
+
+def pair_graphs(
+    reference: GraphModule, converted: GraphModule, modules: Mapping[str, UserModule], example: Inputs
+) -> Pair:
+    """Pair all layers with weights, and all functions that ran quantized."""
+    quantized = _quantized_nodes(converted, example)
+    names = _Names(reference, modules)
+    sites = []
+    for index, (start, end, actual) in enumerate(_matches(reference, converted)):
+        dtype = _dtype(converted, actual, quantized)
+        module = _module(reference, start)
+        params = modules[str(start.target)].params if module else 0
+        if not params and (dtype == "float32" or _base_name(reference, start) in MOVES_DATA):
+            continue
+        weights = _float_weight(module), _dequantized_weight(_module(converted, actual))
+        sites.append(Site(index, *names.of(start), dtype, params, start.name, end.name, actual.name, *weights))
+    return Pair(reference, converted, tuple(sites), _is_observer)
+
+
+def _is_observer(module: Any) -> bool:
+    return isinstance(module, ObserverBase | FakeQuantizeBase)
+
+
+def _quantized_nodes(graph: GraphModule, example: Inputs) -> set[str]:
+    """Nodes whose output is a quantized tensor, seen by running the example once."""
+    names = [node.name for node in graph.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    with torch.no_grad():
+        steps = walk(graph, example, names, lambda module: False)
+        return {s.node for s in steps if isinstance(s.output, Tensor) and s.output.is_quantized}
+
+
+def _matches(reference: GraphModule, converted: GraphModule) -> Iterator[tuple[Node, Node, Node]]:
+    """Start and end in the reference with the node in the converted graph that does the same."""
+    waiting = iter(_work(reference))
+    for actual in _work(converted):
+        name = _base_name(converted, actual)
+        fused = _is_lowered(actual) and name.endswith("_relu")
+        wanted = name.removesuffix("_relu") if fused else name
+        start = next((node for node in waiting if _base_name(reference, node) == wanted), None)
+        if start is None:
+            return
+        yield start, (_relu_after(reference, start) if fused else start), actual
+
+
+def _work(graph: GraphModule) -> list[Node]:
+    """Nodes that compute: no inputs, parameters, observers or conversions."""
+    return [
+        node
+        for node in graph.graph.nodes
+        if node.op in ("call_module", "call_function", "call_method")
+        and not (node.op == "call_module" and _is_observer(_module(graph, node)))
+        and _base_name(graph, node) not in CONVERSIONS
+    ]
+
+
+def _is_lowered(node: Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__module__", "") == "torch._ops.quantized"
+
+
+def _relu_after(graph: GraphModule, node: Node) -> Node:
+    """The activation that was fused into a function, past the observer between them where there is one."""
+    (user,) = node.users
+    return _relu_after(graph, user) if _is_observer(_module(graph, user)) else user
+
+
+def _base_name(graph: GraphModule, node: Node) -> str:
+    """A module's dotted name; a function's bare name, the same before and after lowering."""
+    if node.op == "call_module":
+        return str(node.target)
+    name = str(getattr(node.target, "__name__", node.target)).rpartition(".")[2]
+    return name.strip("_").removeprefix("i") if name in ("iadd", "imul", "__iadd__", "__imul__") else name
+
+
+def _module(graph: GraphModule, node: Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+class _Names:
+    """The float model's name for each node: the module's, or the surrounding module's and the function's."""
+
+    def __init__(self, reference: GraphModule, modules: Mapping[str, UserModule]) -> None:
+        attributes = reference.meta["_observed_graph_module_attrs"]
+        self.graph = reference
+        self.scopes: Mapping[str, tuple[str, Any]] = attributes.node_name_to_scope
+        self.modules = modules
+        self.taken: dict[str, int] = {}
+
+    def of(self, node: Node) -> tuple[str, str]:
+        """Name and type; a second call of the same module or function is told apart by ``#2``."""
+        name, kind = self._plain(node)
+        self.taken[name] = self.taken.get(name, 0) + 1
+        return (name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"), kind
+
+    def _plain(self, node: Node) -> tuple[str, str]:
+        if node.op == "call_module":
+            return str(node.target), self.modules[str(node.target)].type
+        function = _base_name(self.graph, node)
+        scope = self.scopes.get(node.name, ("", None))[0]
+        return (f"{scope}.{function}" if scope else function), function
+
+
+def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
+    module = _module(graph, node)
+    home = type(module).__module__
+    if module is not None and "quantized.dynamic" in home:
+        return "int8_dynamic"
+    if node.name in quantized or ".quantized" in home:
+        return "int8"
+    holder = _weight_holder(module)
+    if holder is not None and is_parametrized(holder, "weight"):
+        return "float16_weight" if isinstance(holder.parametrizations["weight"][0], Widen) else "int8_weight"  # type: ignore[index]
+    return "float32"
+
+
+def _weight_holder(module: nn.Module | None) -> Any:
+    """The module itself, or the layer at the head of what fusion made of it."""
+    fused = isinstance(module, nn.Sequential) and len(module) and not hasattr(module, "weight")
+    return module[0] if fused else module  # type: ignore[index]
+
+
+def _float_weight(module: nn.Module | None) -> Tensor | None:
+    """The weight with BatchNorm folded in, as the quantized layer approximates it."""
+    holder = _weight_holder(module)
+    weight = getattr(holder, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        return None
+    bn = getattr(holder, "bn", None)
+    if bn is None:
+        return weight.detach()
+    transposed = "Transpose" in type(holder).__name__
+    folded, _ = fuse_conv_bn_weights(
+        weight, holder.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias, transposed
+    )
+    return folded.detach()
+
+
+def _dequantized_weight(module: nn.Module | None) -> Tensor | None:
+    weight = getattr(_weight_holder(module), "weight", None)
+    if callable(weight) and not isinstance(weight, Tensor):
+        weight = weight()
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        return None
+    return weight.dequantize() if weight.is_quantized else weight.detach().float()
+
+
+def qparams_of(converted: GraphModule) -> dict[str, Any]:
+    """Scales and zero-points as plain numbers and lists, by the name of what they belong to."""
+    found: dict[str, Any] = {}
+    for name, value in converted.state_dict().items():
+        if name.endswith(("scale", "zero_point")) or "_scale_" in name or "_zero_point_" in name:
+            found[name] = value.tolist()
+    for name, module in converted.named_modules():
+        weight = getattr(module, "weight", None)
+        tensor = weight() if callable(weight) and not isinstance(weight, Tensor) else None
+        if isinstance(tensor, Tensor) and tensor.is_quantized:
+            found |= {f"{name}.weight.{key}": value for key, value in _weight_qparams(tensor).items()}
+    return found
+
+
+def _weight_qparams(tensor: Tensor) -> dict[str, Any]:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
+    scales, zero_points = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return {"scale": scales.tolist(), "zero_point": zero_points.tolist()}

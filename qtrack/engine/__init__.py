@@ -1,0 +1,7 @@
+"""The engine: executes a recipe on a task. The only way a quantized model ever comes to be."""
+
+from __future__ import annotations
+
+from qtrack.engine.execution import check_forward, execute, rebuild, settled, torch_threads
+
+__all__ = ["check_forward", "execute", "rebuild", "settled", "torch_threads"]

@@ -1,0 +1,224 @@
+"""One execution of a recipe, from the float model to everything that is known about the quantized one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from qtrack.backends import Backend, Prepared, Quantized, load_backend
+from qtrack.backends.torch_ao import default_engine, using_engine
+from qtrack.data import batches_of, calibration_batches, size_of
+from qtrack.engine.digests import digest_of
+from qtrack.engine.evaluation import call, evaluate
+from qtrack.engine.measure import latency, size_bytes
+from qtrack.engine.training import train
+from qtrack.environment import has_vnni
+from qtrack.errors import DataError, RecipeError, TaskError
+from qtrack.monitor import SILENT, Monitor
+from qtrack.numerics import Comparison, compare, histograms
+from qtrack.outcome import Cost, Latency, Outcome
+from qtrack.recipe import Recipe, Static
+from qtrack.task import Batch, Inputs, Task
+
+WORST = 5
+"""Layers whose distributions are kept for looking at."""
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with the engine named, as this machine would choose it."""
+    return recipe if recipe.engine else recipe.having(engine=default_engine())
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Run torch with this many threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_forward(task: Task) -> None:
+    """Run the float model on the first calibration batch; raises DataError or TaskError where they do not fit."""
+    batch = _first_batch(task)
+    with torch.no_grad():
+        output = call(task.model().eval(), task.inputs(batch), "the float model refuses calibration batch 0")
+    try:
+        scores = task.score(output, batch)
+    except TaskError:
+        raise
+    except Exception as cause:  # the user's own function
+        raise TaskError(f"{type(task).__name__}.score() fails: {type(cause).__name__}: {cause}") from cause
+    if len(scores) != size_of(batch):
+        raise TaskError(f"{type(task).__name__}.score() gives {len(scores)} numbers for {size_of(batch)} samples")
+
+
+def execute(
+    task: Task,
+    recipe: Recipe,
+    baseline: Outcome | None = None,
+    monitor: Monitor = SILENT,
+    *,
+    thorough: bool = True,
+) -> Outcome:
+    """Build the quantized model that the recipe says, and measure it.
+
+    ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only the
+    validation metric is measured, as searches need it: no test split, layer comparison or latency.
+
+    Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
+    was given does not fit.
+    """
+    recipe = settled(recipe)
+    assert recipe.engine
+    with using_engine(recipe.engine):
+        return _Execution(task, recipe, monitor).run(baseline, thorough=thorough)
+
+
+def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
+    """A model of the recipe's structure with a recorded ``state_dict`` in place of calibration and training."""
+    recipe = settled(recipe)
+    assert recipe.engine
+    with using_engine(recipe.engine):
+        example = task.inputs(_first_batch(task))
+        model = task.model().eval()
+        if recipe.quantizes:
+            backend = load_backend(recipe.backend)
+            prepared = backend.prepare(model, recipe, example)
+            with torch.no_grad():
+                call(prepared.model.eval(), example, "the prepared model refuses its example")
+            model = backend.convert(prepared, example).model
+        model.load_state_dict(state)
+        return model
+
+
+def _first_batch(task: Task) -> Batch:
+    batch = next(batches_of(task, "calibration"), None)
+    if batch is None:
+        raise DataError(f"calibration: {type(task).__name__}.calibration() yields no batch; at least one is needed")
+    return batch
+
+
+class _Execution:
+    """The clock, the counters and the warnings of one execution."""
+
+    def __init__(self, task: Task, recipe: Recipe, monitor: Monitor) -> None:
+        self.task = task
+        self.recipe = recipe
+        self.monitor = monitor
+        self.phases: dict[str, float] = {}
+        self.forwards = 0
+        self.warnings: list[str] = []
+        self.first = _first_batch(task)
+        self.example = task.inputs(self.first)
+
+    def run(self, baseline: Outcome | None, *, thorough: bool) -> Outcome:
+        torch.manual_seed(self.recipe.seed)
+        floating = self.task.model().eval()
+        quantized = self._quantize(floating) if self.recipe.quantizes else None
+        model = quantized.model if quantized else floating
+        with self._phase("evaluate"):
+            validation = self._evaluate(model, "validation")
+            test = self._evaluate(model, "test") if thorough and self.task.offers("test") else None
+        compared = self._compare(quantized) if thorough and quantized else None
+        timed = self._time(model, baseline) if thorough else None
+        state = model.state_dict()
+        if validation.nonfinite:
+            self.warnings.append(f"output is NaN or infinite on {validation.nonfinite} validation samples")
+        return Outcome(
+            recipe=self.recipe,
+            model=model,
+            example=self.example,
+            metric=self.task.metric,
+            validation=validation,
+            test=test,
+            cost=Cost(sum(self.phases.values()), dict(self.phases), self.forwards, 1),
+            size_bytes=size_bytes(state),
+            latency=timed,
+            layers=compared.rows if compared else (),
+            sqnr_db=compared.output.sqnr_db if compared else None,
+            histograms=self._histograms(quantized, compared) if quantized and compared else {},
+            qparams=quantized.qparams if quantized else {},
+            float_layers=quantized.float_layers if quantized else (),
+            digests={
+                "parameters": digest_of(state),
+                "behaviour": validation.output_digest,
+                "float_weights": digest_of(self.task.model().state_dict()),
+            },
+            warnings=tuple(self.warnings),
+        )
+
+    def _quantize(self, model: nn.Module) -> Quantized:
+        backend = load_backend(self.recipe.backend)
+        with self._phase("prepare"):
+            prepared = backend.prepare(model, self.recipe, self.example)
+        self.warnings += [*prepared.warnings, *_reduce_range_warning(self.recipe)]
+        with self._phase("calibrate"):
+            self._calibrate(backend, prepared)
+        if self.recipe.training:
+            with self._phase("train"):
+                self.forwards += train(self.task, backend, prepared, self.recipe, self.monitor)
+        with self._phase("convert"):
+            return backend.convert(prepared, self.example)
+
+    def _calibrate(self, backend: Backend, prepared: Prepared) -> None:
+        """Show the observers the chosen samples, with quantization off."""
+        backend.fake_quantize(prepared, False)
+        prepared.model.eval()
+        with torch.no_grad():
+            for batch in self._counted("calibrate", self._calibration()):
+                call(prepared.model, self.task.inputs(batch), "the prepared model refuses a calibration batch")
+        backend.fake_quantize(prepared, True)
+
+    def _calibration(self) -> Iterable[Batch]:
+        return calibration_batches(self.task, self.recipe.calibration, self.recipe.seed)
+
+    def _evaluate(self, model: nn.Module, split: Any) -> Any:
+        return evaluate(self.task, model, split, self._counted(split, batches_of(self.task, split)))
+
+    def _compare(self, quantized: Quantized) -> Comparison:
+        with self._phase("compare"):
+            batches = self._counted("compare layers", self._calibration())
+            compared = compare(quantized.pair, (self.task.inputs(batch) for batch in batches))
+        if compared.nonfinite:
+            self.warnings.append(f"NaN or infinity in the output of {', '.join(compared.nonfinite)}")
+        return compared
+
+    def _histograms(self, quantized: Quantized, compared: Comparison) -> Any:
+        ranked = sorted((r for r in compared.rows if r.own_sqnr_db is not None), key=lambda r: r.own_sqnr_db or 0.0)
+        return histograms(quantized.pair, self.example, [row.layer for row in ranked[:WORST]])
+
+    def _time(self, model: nn.Module, baseline: Outcome | None) -> Latency:
+        with self._phase("time"):
+            return latency(model, baseline.model if baseline else model, self.example, size_of(self.first))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
+
+    def _counted(self, name: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, each counted once it is done with."""
+        with self.monitor.phase(name, None) as advance:
+            for batch in batches:
+                yield batch
+                advance(size_of(batch))
+                self.forwards += size_of(batch)
+
+
+def _reduce_range_warning(recipe: Recipe) -> list[str]:
+    """PyTorch's guide: on fbgemm, reduce_range False needs a processor with VNNI (Cooper Lake or newer)."""
+    full = any(isinstance(s, Static) and not s.activation.reduce_range for s in recipe.schemes())
+    if full and recipe.engine in ("fbgemm", "x86") and not has_vnni():
+        return [f"{recipe.engine} can saturate on this processor without VNNI: set activation.reduce_range: true"]
+    return []

@@ -1,0 +1,34 @@
+"""The stages that qtrack brings, by the name that a pipeline file uses.
+
+A stage is one file here with one pure function ``(recipe, evidence, *, options) -> recipe``, and one line in
+this table. A user's own stage is named in the pipeline file as ``package.module:function``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtrack.stages.dynamic import dynamic
+from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needs
+from qtrack.stages.fallback import fallback
+from qtrack.stages.float16 import float16
+from qtrack.stages.float_ import float_
+from qtrack.stages.per_channel import per_channel
+from qtrack.stages.ptq import ptq
+from qtrack.stages.qat import qat
+from qtrack.stages.recipe import recipe
+from qtrack.stages.weight_only import weight_only
+
+STAGES: dict[str, Any] = {
+    "float": float_,
+    "ptq": ptq,
+    "per_channel": per_channel,
+    "qat": qat,
+    "fallback": fallback,
+    "dynamic": dynamic,
+    "float16": float16,
+    "weight_only": weight_only,
+    "recipe": recipe,
+}
+
+__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "judge", "needs"]

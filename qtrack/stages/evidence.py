@@ -1,0 +1,77 @@
+"""What a stage may know when it rewrites a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import Field
+
+from qtrack.errors import RecipeError
+from qtrack.outcome import Outcome
+from qtrack.recipe import Frozen, Recipe
+from qtrack.statistics import Drop, paired_drop, target_met
+
+
+class Target(Frozen):
+    """How much of the metric may be lost, and how sure that must be."""
+
+    metric: str | None = Field(None, description="None: the task's own metric")
+    max_drop: Annotated[float, Field(ge=0)] = 0.01
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """An outcome against the baseline and the target; ``meets_target`` None means not sure."""
+
+    outcome: Outcome
+    drop: Drop
+    meets_target: bool | None
+
+
+def judge(outcome: Outcome, baseline: Outcome, target: Target) -> Judged:
+    """Compare an outcome with the float baseline on the same validation samples."""
+    drop = paired_drop(baseline.validation.scores, outcome.validation.scores, target.confidence)
+    return Judged(outcome, drop, target_met(drop, target.max_drop))
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The float baseline, what earlier stages left, the target, and a way to try a recipe out."""
+
+    target: Target
+    baseline: Judged | None
+    """None until the float stage has run."""
+    previous: Judged | None
+    """The stage that this one starts from; None where it starts from the pipeline's recipe."""
+    earlier: Mapping[str, Judged]
+    """All stages so far, by name."""
+    probe: Callable[[Recipe], Judged]
+    """Execute a recipe and judge it; each new one is counted and recorded as a step of this stage."""
+
+    def starting_point(self) -> Judged:
+        """The stage that this one starts from; raises RecipeError where there is none to learn from."""
+        if self.previous is None:
+            raise RecipeError("this stage searches: let it start from a stage that quantizes, such as ptq")
+        return self.previous
+
+
+class Stage(Protocol):
+    """Rewrites a recipe; touches no model, no file, no MLflow. Options are keyword arguments."""
+
+    def __call__(self, recipe: Recipe, evidence: Evidence, /, **options: Any) -> Recipe: ...
+
+
+S = TypeVar("S")
+
+
+def needs(*methods: str) -> Callable[[S], S]:
+    """Say which optional methods of the task a stage cannot do without; checked before anything runs."""
+
+    def mark(stage: S) -> S:
+        stage.needs = methods  # type: ignore[attr-defined]  # a plain attribute on a function
+        return stage
+
+    return mark

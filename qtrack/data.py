@@ -65,7 +65,7 @@ def _check_finite(batch: Batch, where: str, position: int) -> None:
 def inspect_splits(task: Task, monitor: Monitor = SILENT) -> dict[str, SplitInfo]:
     """Read every fixed split once; raises DataError where one is empty or broken."""
     splits = [split for split in FIXED_SPLITS if task.offers(split)]
-    found = {}
+    found: dict[str, SplitInfo] = {}
     with monitor.phase("reading the data", len(splits)) as advance:
         for split in splits:
             found[split] = _inspect(task, split)

@@ -127,7 +127,8 @@ def _readable_parts(data: dict[str, Any]) -> Pipeline:
 
     def read(name: str, part: Any) -> Any:
         try:
-            return TypeAdapter(Pipeline.model_fields[name].annotation).validate_python(part)
+            annotation: Any = Pipeline.model_fields[name].annotation
+            return TypeAdapter(annotation).validate_python(part)
         except ValidationError:
             return None
 

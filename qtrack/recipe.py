@@ -60,7 +60,8 @@ class _Tagged(Frozen):
 
     @model_serializer(mode="wrap")
     def _with_tag(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {self.tag: getattr(self, self.tag)} | handler(self)
+        fields: dict[str, Any] = handler(self)
+        return {self.tag: getattr(self, self.tag)} | fields
 
 
 class _Observer(_Tagged):

@@ -177,7 +177,9 @@ def _refuse_named(
     """What an override names exactly must be done, or refused in so many words."""
     for i, override in enumerate(recipe.overrides):
         name = override.layer
-        if name in wanted and wanted[name].mode != feasible[name].mode and _has_weights(model.get_submodule(name)):
+        if name is None or name not in wanted:
+            continue
+        if wanted[name].mode != feasible[name].mode and _has_weights(model.get_submodule(name)):
             kind = type(model.get_submodule(name)).__name__
             raise RecipeError(f"recipe.overrides[{i}]: fx has no {wanted[name].mode} kernel for {name} ({kind})")
 
@@ -223,7 +225,7 @@ def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme])
 def _function_mapping(default: AnyScheme, *, training: bool) -> QConfigMapping:
     """torch.ao's own mapping, which knows fixed and inherited ranges, with our observers in place of its."""
     if not isinstance(default, Static):
-        return QConfigMapping().set_global(None)  # type: ignore[arg-type]
+        return QConfigMapping().set_global(None)
     ours = static_qconfig(default, training=training)
     mapping: QConfigMapping = (get_default_qat_qconfig_mapping if training else get_default_qconfig_mapping)("x86")
     for kind in (nn.LayerNorm, nn.functional.layer_norm):

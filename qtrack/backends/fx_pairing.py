@@ -147,7 +147,7 @@ def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
         return "int8"
     holder = _weight_holder(module)
     if holder is not None and is_parametrized(holder, "weight"):
-        return "float16_weight" if isinstance(holder.parametrizations["weight"][0], Widen) else "int8_weight"  # type: ignore[index]
+        return "float16_weight" if isinstance(holder.parametrizations["weight"][0], Widen) else "int8_weight"
     return "float32"
 
 

@@ -45,7 +45,7 @@ def _culprit(model: nn.Module, opaque: list[str]) -> str | None:
     return None
 
 
-class _Trail(QuantizationTracer):  # type: ignore[misc]  # untyped in torch
+class _Trail(QuantizationTracer):
     """Remembers where it is."""
 
     path = ""

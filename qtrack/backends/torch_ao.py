@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.ao.quantization import (
@@ -23,7 +23,7 @@ from torch.ao.quantization import (
 from qtrack.errors import BackendUnavailable
 from qtrack.recipe import ActivationSpec, Dynamic, Engine, Static, WeightSpec
 
-OBSERVERS = {
+OBSERVERS: dict[tuple[str, str], Any] = {
     ("min_max", "per_tensor"): MinMaxObserver,
     ("min_max", "per_channel"): PerChannelMinMaxObserver,
     ("moving_average", "per_tensor"): MovingAverageMinMaxObserver,
@@ -42,6 +42,7 @@ NOISE = (
     "must run observer before calling",
     "torch.quantize_per_tensor, torch.quantize_per_channel and other",
     "reduce_range will be deprecated",
+    "To copy construct from a tensor",
 )
 
 
@@ -54,10 +55,15 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def supported_engines() -> list[str]:
+    """Engines whose kernels this build of torch and this processor have."""
+    return [name for name in torch.backends.quantized.supported_engines if name != "none"]
+
+
 @contextmanager
 def using_engine(engine: Engine) -> Iterator[None]:
     """Run with this engine's kernels; raises BackendUnavailable where the machine has none."""
-    supported = torch.backends.quantized.supported_engines
+    supported = supported_engines()
     if engine not in supported:
         raise BackendUnavailable(f"engine {engine!r} does not run here; this machine has {', '.join(supported)}")
     before = torch.backends.quantized.engine
@@ -70,8 +76,7 @@ def using_engine(engine: Engine) -> Iterator[None]:
 
 def default_engine() -> Engine:
     """What torch takes on this machine."""
-    engine: Engine = torch.backends.quantized.engine
-    return engine
+    return cast(Engine, torch.backends.quantized.engine)
 
 
 def static_qconfig(scheme: Static, *, training: bool) -> Any:
@@ -116,7 +121,7 @@ def _observe(observer: Any, granularity: str, number: dict[str, Any]) -> Any:
 
 def _fake_quantize(observer: Any, granularity: str, number: dict[str, Any]) -> Any:
     fused = observer.kind == "moving_average"
-    wrapper = FusedMovingAvgObsFakeQuantize if fused else FakeQuantize
+    wrapper: Any = FusedMovingAvgObsFakeQuantize if fused else FakeQuantize
     return wrapper.with_args(observer=OBSERVERS[observer.kind, granularity], **number, **_arguments(observer))
 
 

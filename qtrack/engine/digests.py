@@ -31,7 +31,7 @@ def tensors_in(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         for index, part in enumerate(state):
             yield from tensors_in(part, f"{name}[{index}]")
     elif isinstance(state, torch.ScriptObject):  # packed weights of recurrent layers
-        yield from tensors_in(state.__getstate__(), name)  # type: ignore[attr-defined]
+        yield from tensors_in(state.__getstate__(), name)
 
 
 def _plain_parts(tensor: Tensor) -> tuple[Tensor, ...]:

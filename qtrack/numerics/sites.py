@@ -53,4 +53,4 @@ class Pair:
 
 
 def _output(graph: GraphModule) -> str:
-    return next(node.name for node in reversed(graph.graph.nodes) if node.op == "output")
+    return str(next(node.name for node in reversed(graph.graph.nodes) if node.op == "output"))

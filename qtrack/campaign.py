@@ -12,13 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from qtrack.data import SplitInfo, inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
+from qtrack.errors import RecipeError
 from qtrack.monitor import SILENT, Advance, Monitor
 from qtrack.outcome import Cost, Outcome
 from qtrack.pipeline import Plan, StageSpec
-from qtrack.recipe import Recipe
+from qtrack.recipe import Recipe, faults_of
 from qtrack.stages import Evidence, Judged, judge
 
 log = logging.getLogger("qtrack")
@@ -137,13 +140,20 @@ class _Campaign:
         with self.record.stage(spec, index) as record:
             prober = _Prober(self, _StageMonitor(spec.name, self.monitor, record))
             evidence = Evidence(self.plan.pipeline.target, self.baseline, previous, dict(self.judged), prober)
-            recipe = self.plan.stages[spec.name](before, evidence, **spec.options)
+            recipe = self._rewrite(spec, before, evidence)
             record.recipe(recipe, before if previous else None)
             judged = self.execute(recipe, prober.monitor)
             assert self.baseline is not None
             result = StageResult(spec.name, index, judged, self.baseline.outcome, tuple(prober.probes))
             record.result(result)
         return result
+
+    def _rewrite(self, spec: StageSpec, recipe: Recipe, evidence: Evidence) -> Recipe:
+        try:
+            rewritten: Recipe = self.plan.stages[spec.name](recipe, evidence, **spec.options)
+        except ValidationError as cause:
+            raise RecipeError(faults_of(cause, Recipe, f"stage {spec.name}")) from cause
+        return rewritten
 
     def execute(self, recipe: Recipe, monitor: Monitor, *, thorough: bool = True) -> Judged:
         """Execute and judge; the float model is executed first where no stage has done so."""

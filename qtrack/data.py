@@ -59,7 +59,9 @@ def _check_finite(batch: Batch, where: str, position: int) -> None:
     for leaf in tree_flatten(batch)[0]:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             bad = int((~torch.isfinite(leaf)).reshape(len(leaf), -1).any(1).nonzero()[0]) if leaf.dim() else 0
-            raise DataError(f"{where}: sample {position + bad} holds NaN or infinity; clean the data or drop it")
+            raise DataError(
+                f"{where}: sample {position + bad} holds NaN or infinity; clean the data or drop it"
+            )
 
 
 def inspect_splits(task: Task, monitor: Monitor = SILENT) -> dict[str, SplitInfo]:
@@ -84,9 +86,13 @@ def _inspect(task: Task, split: Split) -> SplitInfo:
         if labels is not None:
             classes.update(labels.reshape(-1).tolist())
     if not digests:
-        raise DataError(f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed")
+        raise DataError(
+            f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed"
+        )
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return SplitInfo(split, len(digests), len(sizes), sizes[0], digest, tuple(digests), dict(sorted(classes.items())))
+    return SplitInfo(
+        split, len(digests), len(sizes), sizes[0], digest, tuple(digests), dict(sorted(classes.items()))
+    )
 
 
 def _sample_digests(inputs: Inputs, size: int) -> list[str]:
@@ -166,6 +172,10 @@ def _rows(batch: Batch, rows: list[int], size: int) -> Batch:
     index = torch.tensor(rows)
 
     def pick(leaf: Any) -> Any:
-        return leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf
+        return (
+            leaf[index.to(leaf.device)]
+            if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size
+            else leaf
+        )
 
     return tree_map(pick, batch)

@@ -108,7 +108,10 @@ class Cost:
     """Passes over the validation split."""
 
     def __add__(self, other: Cost) -> Cost:
-        phases = {name: self.phases.get(name, 0.0) + other.phases.get(name, 0.0) for name in {**self.phases, **other.phases}}
+        phases = {
+            name: self.phases.get(name, 0.0) + other.phases.get(name, 0.0)
+            for name in {**self.phases, **other.phases}
+        }
         return Cost(
             self.seconds + other.seconds,
             phases,

@@ -21,12 +21,12 @@ from qtrack.task import Task, getattr_of, load_module, load_task
 
 
 class StageSpec(Frozen):
-    """One entry of ``stages``: ``ptq``, ``qat: {epochs: 4}`` or ``my_stages.py:clip: {from: ptq, name: clip}``."""
+    """One entry of ``stages``: ``ptq``, ``qat: {epochs: 4}`` or ``mine.py:clip: {from: ptq, name: clip}``."""
 
     use: str = Field(min_length=1)
     name: str = Field(min_length=1)
     start: str | None = Field(None, description="name of the stage to start from; None: the one before")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -38,7 +38,9 @@ class StageSpec(Frozen):
         if "use" in entry:
             return entry
         if len(entry) != 1:
-            raise ValueError(f"one stage per entry, found {', '.join(map(str, entry))}; indent its options below it")
+            raise ValueError(
+                f"one stage per entry, found {', '.join(map(str, entry))}; indent its options below it"
+            )
         ((use, options),) = entry.items()
         if options is not None and not isinstance(options, dict):
             raise ValueError(f"options of {use} must be a mapping, such as {{epochs: 4}}")
@@ -54,19 +56,25 @@ class Pipeline(Frozen):
     task: str = Field(description="package.module:Class, or path/to/file.py:Class beside this file")
     target: Target = Target()
     recipe: Recipe = Recipe()
-    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    stages: tuple[StageSpec, ...]
     until: Literal["all", "target"] = "all"
     threads: int | None = Field(None, ge=1, description="torch's threads; None: as torch finds best")
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Pipeline:
+        if not self.stages:
+            raise ValueError("stages: name at least one, such as float")
         seen: set[str] = set()
         for stage in self.stages:
             if stage.name in seen:
-                raise ValueError(f"stages: two stages are called {stage.name!r}; give one another name: in its options")
+                raise ValueError(
+                    f"stages: two stages are called {stage.name!r}; give one another name: in its options"
+                )
             if stage.start is not None and stage.start not in seen:
                 known = ", ".join(seen) or "none"
-                raise ValueError(f"stages: {stage.name} starts from {stage.start!r}, not a stage before it ({known})")
+                raise ValueError(
+                    f"stages: {stage.name} starts from {stage.start!r}, not a stage before it ({known})"
+                )
             seen.add(stage.name)
         return self
 
@@ -123,7 +131,7 @@ def _check(data: dict[str, Any], text: str, path: Path) -> Plan:
 
 
 def _readable_parts(data: dict[str, Any]) -> Pipeline:
-    """What can be understood of a faulty file, so that the faults of the rest are found in the same reading."""
+    """What can be understood of a faulty file, so that the faults of the rest are found as well."""
 
     def read(name: str, part: Any) -> Any:
         try:
@@ -187,23 +195,29 @@ class _Findings:
             return None
 
     def _check_needs(self, pipeline: Pipeline, stages: dict[str, Any], task: Task) -> None:
-        wanted = [(f"stages[{i}] ({spec.name})", getattr(stages[spec.name], "needs", ())) for i, spec in enumerate(pipeline.stages)]
+        wanted = [
+            (f"stages[{i}] ({spec.name})", getattr(stages[spec.name], "needs", ()))
+            for i, spec in enumerate(pipeline.stages)
+        ]
         if pipeline.recipe.training:
             wanted.append(("recipe.training", ("training", "loss")))
         for asker, methods in wanted:
             missing = [f"{method}()" for method in methods if not task.offers(method)]
             if missing:
-                self.faults.append(f"{self.where}: {asker} needs {' and '.join(missing)}, which {type(task).__name__} lacks")
+                self.faults.append(
+                    f"{self.where}: {asker} needs {' and '.join(missing)}, which {type(task).__name__} lacks"
+                )
 
     def _check_overrides(self, recipe: Recipe, task: Task) -> None:
         if not recipe.overrides:
             return
-        modules = [Module(name, type(module).__name__) for name, module in task.model().named_modules() if name]
+        modules = [
+            Module(name, type(module).__name__) for name, module in task.model().named_modules() if name
+        ]
         for i, override in enumerate(recipe.overrides):
             if not any(override.matches(module) for module in modules):
-                self.faults.append(
-                    f"{self.where}: recipe.overrides[{i}]: {override} matches no layer of {type(task).__name__}'s model"
-                )
+                at = f"{self.where}: recipe.overrides[{i}]"
+                self.faults.append(f"{at}: {override} matches no layer of {type(task).__name__}'s model")
 
 
 def _option_faults(stage: Any, spec: StageSpec) -> Iterator[str]:
@@ -212,7 +226,8 @@ def _option_faults(stage: Any, spec: StageSpec) -> Iterator[str]:
     hints = get_type_hints(stage)
     for name, value in spec.options.items():
         if name not in known:
-            yield f"{spec.name}: unknown option {name!r}; known options are {', '.join((*known, 'from', 'name'))}"
+            options = ", ".join((*known, "from", "name"))
+            yield f"{spec.name}: unknown option {name!r}; known options are {options}"
             continue
         try:
             TypeAdapter(hints.get(name, Any)).validate_python(value)

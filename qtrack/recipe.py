@@ -1,10 +1,10 @@
 """Recipes: plain data that says completely how a model is quantized.
 
-A recipe holds no weights, data, paths or Python callables. It goes to YAML and JSON and back without loss, and
-equal digests mean equal configurations. Decisions that are costly to reverse:
+A recipe holds no weights, data, paths or Python callables. It goes to YAML and JSON and back without loss,
+and equal digests mean equal configurations. Decisions that are costly to reverse:
 
-* The digest is taken over the canonical JSON *without the fields that stand at their default*, so that a field
-  which a later version adds does not change the digest of recipes written before. Defaults therefore never
+* The digest is taken over the canonical JSON *without the fields that stand at their default*, so that a
+  field which a later version adds does not change the digest of recipes written before. Defaults therefore never
   change; a better default is a new stage or a new version.
 * A scheme holds only the fields that take effect in its mode; anything else is refused instead of ignored.
 * Overrides are ordered and the last match wins. A match on a module covers everything inside it.
@@ -184,7 +184,9 @@ class Override(Frozen):
     """Another scheme for the modules that one of ``layer``, ``glob`` or ``type`` names."""
 
     layer: str | None = Field(None, min_length=1, description="exact dotted name of a module")
-    glob: str | None = Field(None, min_length=1, description="shell pattern over dotted names, such as blocks.*.project")
+    glob: str | None = Field(
+        None, min_length=1, description="shell pattern over dotted names, such as blocks.*.project"
+    )
     type: str | None = Field(None, min_length=1, description="class name of a module, such as Conv2d")
     scheme: Scheme
 
@@ -235,7 +237,9 @@ class Recipe(Frozen):
 
     version: Literal[1] = 1
     backend: BackendName = "fx"
-    engine: Engine | None = Field(None, description="None: the machine's default, settled before the recipe is executed")
+    engine: Engine | None = Field(
+        None, description="None: the machine's default, settled before the recipe is executed"
+    )
     seed: Seed = 0
     default: Scheme = Static()
     overrides: tuple[Override, ...] = ()
@@ -248,7 +252,9 @@ class Recipe(Frozen):
         if self.training and "static" not in modes:
             raise ValueError("training: needs a static scheme; fake quantization covers no other mode")
         if not self.training and any(_weight_kind(s) == "moving_average" for s in self.schemes()):
-            raise ValueError("weight.observer: moving_average needs training; without it a weight is seen once")
+            raise ValueError(
+                "weight.observer: moving_average needs training; without it a weight is seen once"
+            )
         return self
 
     @property
@@ -276,11 +282,15 @@ class Recipe(Frozen):
         return self.default
 
     def with_mode(self, mode: Mode) -> Recipe:
-        """The whole model in this mode, weights as specified before where the mode has any; no training."""
-        weight = getattr(self.default, "weight", None)
-        keeps_weight = weight is not None and "weight" in SCHEMES[mode].model_fields
-        scheme = SCHEMES[mode].model_validate({"mode": mode} | ({"weight": weight} if keeps_weight else {}))
-        return self.having(default=scheme, overrides=(), training=None)
+        """The whole model in this mode, weights and activations as they were where it has any; no training."""
+        kept = {
+            part: getattr(self.default, part)
+            for part in ("weight", "activation")
+            if hasattr(self.default, part) and part in SCHEMES[mode].model_fields
+        }
+        if "weight" in kept and kept["weight"].observer.kind == "moving_average":
+            kept["weight"] = kept["weight"].having(observer=MinMax())
+        return self.having(default=SCHEMES[mode](**kept), overrides=(), training=None)
 
     def with_weights(self, **changes: Any) -> Recipe:
         """These fields of the weight specification changed, in the default and in every override."""
@@ -292,11 +302,17 @@ class Recipe(Frozen):
 
     def keeping_float(self, *layers: str) -> Recipe:
         """These layers, by exact name, left in float."""
-        return self.having(overrides=(*self.overrides, *(Override(layer=name, scheme=Float()) for name in layers)))
+        return self.having(
+            overrides=(*self.overrides, *(Override(layer=name, scheme=Float()) for name in layers))
+        )
 
     def _each_scheme(self, part: str, changes: dict[str, Any]) -> Recipe:
         def changed(scheme: Any) -> Any:
-            return scheme.having(**{part: getattr(scheme, part).having(**changes)}) if hasattr(scheme, part) else scheme
+            return (
+                scheme.having(**{part: getattr(scheme, part).having(**changes)})
+                if hasattr(scheme, part)
+                else scheme
+            )
 
         overrides = tuple(override.having(scheme=changed(override.scheme)) for override in self.overrides)
         return self.having(default=changed(self.default), overrides=overrides)

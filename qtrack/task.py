@@ -52,7 +52,7 @@ class Task(ABC):
         raise TaskError(f"{type(self).__name__} has no test()")
 
     def training(self) -> Iterable[Batch]:
-        """Optional, needed by QAT: one epoch; shuffle with torch's global generator, which the recipe seeds."""
+        """Optional, needed by QAT: one epoch, shuffled by torch's global generator, which the recipe seeds."""
         raise TaskError(f"{type(self).__name__} has no training(), which QAT needs")
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
@@ -121,7 +121,8 @@ def _module_from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(2, "no such file", str(path))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))  # so that a task may import files beside it
     try:
@@ -137,7 +138,9 @@ def _module_from_file(path: Path) -> ModuleType:
 
 def _instance(cls: Any, reference: str) -> Task:
     if not (isinstance(cls, type) and issubclass(cls, Task)):
-        raise TaskError(f"task {reference!r}: {getattr(cls, '__name__', cls)} is not a subclass of qtrack.Task")
+        raise TaskError(
+            f"task {reference!r}: {getattr(cls, '__name__', cls)} is not a subclass of qtrack.Task"
+        )
     missing = sorted(cls.__abstractmethods__)
     if missing:
         raise TaskError(f"task {reference!r}: {cls.__name__} lacks {', '.join(f'{m}()' for m in missing)}")

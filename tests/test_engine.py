@@ -37,7 +37,9 @@ class Watching:
 
 def test_the_metric_is_the_mean_of_the_samples_scores():
     outcome = execute(Tiny(), STATIC)
-    assert outcome.value == pytest.approx((outcome.validation.predictions == outcome.validation.labels).mean())
+    assert outcome.value == pytest.approx(
+        (outcome.validation.predictions == outcome.validation.labels).mean()
+    )
     assert len(outcome.validation.scores) == 200
     assert len(outcome.test.scores) == 100
 
@@ -47,7 +49,9 @@ def test_a_float_recipe_measures_the_model_as_it_is():
     assert outcome.layers == ()
     assert outcome.sqnr_db is None
     assert outcome.digests["parameters"] == outcome.digests["float_weights"]
-    assert outcome.size_bytes == sum(t.numel() * t.element_size() for t in Tiny().model().state_dict().values())
+    assert outcome.size_bytes == sum(
+        t.numel() * t.element_size() for t in Tiny().model().state_dict().values()
+    )
 
 
 def test_quantized_models_are_smaller_and_timed_beside_the_float_one():
@@ -114,7 +118,9 @@ def test_nan_in_the_data_is_named_with_its_sample(value):
 
 def test_inputs_of_a_wrong_shape_are_named():
     wrong = variant(calibration=lambda self: [(torch.zeros(4, 3, 6, 6), torch.zeros(4))])
-    with pytest.raises(DataError, match="the float model refuses calibration batch 0 of shape 4x3x6x6: Given groups=1"):
+    with pytest.raises(
+        DataError, match="the float model refuses calibration batch 0 of shape 4x3x6x6: Given groups=1"
+    ):
         check_forward(wrong)
 
 
@@ -158,7 +164,9 @@ def test_training_that_diverges_is_refused():
 
 def test_samples_that_stand_in_two_splits_are_counted():
     task = variant(validation=lambda self: batches(64, 2)[:2] + batches(200, 3))
-    assert overlaps(inspect_splits(task)) == ["calibration and validation share 32 samples: figures on validation flatter"]
+    assert overlaps(inspect_splits(task)) == [
+        "calibration and validation share 32 samples: figures on validation flatter"
+    ]
     assert overlaps(inspect_splits(Tiny())) == []
 
 

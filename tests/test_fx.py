@@ -40,12 +40,16 @@ def task_of(make, shape=(1, 6, 6)):
 
 
 def test_static_quantizes_layers_and_functions_under_the_float_models_names():
-    assert dtypes(STATIC) == {"stem": "int8", "block.conv": "int8", "block.add": "int8", "pool": "int8", "head": "int8"}
+    assert dtypes(STATIC) == {
+        "stem": "int8",
+        "block.conv": "int8",
+        "block.add": "int8",
+        "pool": "int8",
+        "head": "int8",
+    }
 
 
-@pytest.mark.parametrize(
-    ("mode", "dtype"), [("weight_only", "int8_weight"), ("float16", "float16_weight")]
-)
+@pytest.mark.parametrize(("mode", "dtype"), [("weight_only", "int8_weight"), ("float16", "float16_weight")])
 def test_stored_small_modes_reach_every_layer_with_weights(mode, dtype):
     assert dtypes(STATIC.with_mode(mode)) == dict.fromkeys(("stem", "block.conv", "head"), dtype)
 
@@ -65,7 +69,12 @@ def test_a_layer_kept_float_keeps_its_weights_exactly():
 
 
 def test_a_block_kept_float_takes_its_functions_along():
-    assert dtypes(STATIC.keeping_float("block")) == {"stem": "int8", "block.conv": "float32", "pool": "int8", "head": "int8"}
+    assert dtypes(STATIC.keeping_float("block")) == {
+        "stem": "int8",
+        "block.conv": "float32",
+        "pool": "int8",
+        "head": "int8",
+    }
 
 
 def test_overrides_may_quantize_what_the_default_leaves_float():
@@ -214,7 +223,10 @@ class Functions(nn.Module):
 
 
 def test_functions_fused_repeated_and_with_fixed_ranges_are_found():
-    rows = {row.layer: row for row in outcome(STATIC.with_weights(granularity="per_channel"), task_of(Functions)).layers}
+    rows = {
+        row.layer: row
+        for row in outcome(STATIC.with_weights(granularity="per_channel"), task_of(Functions)).layers
+    }
     assert {"one", "two", "add", "add#2", "cat", "mul", "sigmoid", "up", "head"} <= set(rows)
     # torch 2.13's kernels for transposed convolutions are wrong on some shapes, which these rows duly show.
     assert all(row.own_sqnr_db > 20 for name, row in rows.items() if name != "up")

@@ -12,6 +12,7 @@ from torch import nn
 from qtrack.backends import load_backend
 from qtrack.numerics import ErrorSums, compare, sqnr_db
 from qtrack.recipe import Recipe
+import itertools
 
 STATIC = Recipe(engine="x86")
 
@@ -65,7 +66,7 @@ def test_streaming_equals_one_shot_for_any_split(seed, cuts):
     whole, parts = ErrorSums(), ErrorSums()
     whole.add(x, y)
     bounds = [0, *sorted(cuts), 257]
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         parts.add(x[low:high], y[low:high])
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-4)
     assert parts.cosine == pytest.approx(whole.cosine, abs=1e-6)

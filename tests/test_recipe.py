@@ -40,7 +40,11 @@ weights = st.builds(
     observer=st.just(MinMax()),
 )
 activations = st.builds(
-    ActivationSpec, bits=st.integers(2, 8), symmetric=st.booleans(), reduce_range=st.booleans(), observer=observers
+    ActivationSpec,
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    reduce_range=st.booleans(),
+    observer=observers,
 )
 schemes = st.one_of(
     st.builds(Static, weight=weights, activation=activations),
@@ -50,7 +54,9 @@ schemes = st.one_of(
     st.just(Float()),
 )
 names = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=20)
-overrides = st.one_of(*(st.builds(Override, scheme=schemes, **{way: names}) for way in ("layer", "glob", "type")))
+overrides = st.one_of(
+    *(st.builds(Override, scheme=schemes, **{way: names}) for way in ("layer", "glob", "type"))
+)
 recipes = st.builds(
     Recipe,
     engine=st.sampled_from([None, "x86", "qnnpack"]),
@@ -101,14 +107,35 @@ def test_variants_may_be_written_as_bare_names():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("defualt: float", "plan.yaml: defualt: unknown field; known fields are version, backend, engine, seed, default"),
-        ("default: {weight: {granularity: channel}, mode: static}", "default.weight.granularity: 'channel' is not one of per_tensor, per_channel"),
-        ("default: {mode: statik}", "default: 'statik' is not one of static, dynamic, weight_only, float16, float"),
-        ("default: {mode: static, weight: {bits: 9}}", "default.weight.bits: 9: input should be less than or equal to 8"),
-        ("default: {mode: dynamic, activation: {}}", "default.activation: unknown field; known fields are mode, weight"),
-        ("default: {mode: static, weight: {granularity: per_channel, observer: histogram}}", "histogram has no per_channel form"),
+        (
+            "defualt: float",
+            "plan.yaml: defualt: unknown field; known fields are version, backend, engine, seed, default",
+        ),
+        (
+            "default: {weight: {granularity: channel}, mode: static}",
+            "default.weight.granularity: 'channel' is not one of per_tensor, per_channel",
+        ),
+        (
+            "default: {mode: statik}",
+            "default: 'statik' is not one of static, dynamic, weight_only, float16, float",
+        ),
+        (
+            "default: {mode: static, weight: {bits: 9}}",
+            "default.weight.bits: 9: input should be less than or equal to 8",
+        ),
+        (
+            "default: {mode: dynamic, activation: {}}",
+            "default.activation: unknown field; known fields are mode, weight",
+        ),
+        (
+            "default: {mode: static, weight: {granularity: per_channel, observer: histogram}}",
+            "histogram has no per_channel form",
+        ),
         ("default: {mode: static, weight: {observer: moving_average}}", "moving_average needs training"),
-        ("overrides: [{layer: a, glob: b, scheme: float}]", "overrides[0]: name exactly one of layer, glob, type"),
+        (
+            "overrides: [{layer: a, glob: b, scheme: float}]",
+            "overrides[0]: name exactly one of layer, glob, type",
+        ),
         ("default: float\ntraining: {}", "training: needs a static scheme"),
         ("training: {lr: .nan}", "training.lr"),
         ("seed: 99999999999999999999999", "seed"),
@@ -146,8 +173,12 @@ def test_the_last_matching_override_wins():
     blocks = ("blocks", "Sequential")
     assert recipe.scheme_for(lineage(("stem", "Conv2d"))) == Float16()
     assert recipe.scheme_for(lineage(("head", "Linear"))) == Static()
-    assert recipe.scheme_for(lineage(blocks, ("blocks.0", "Block"), ("blocks.0.project", "Conv2d"))) == Dynamic()
-    assert recipe.scheme_for(lineage(blocks, ("blocks.1", "Block"), ("blocks.1.project", "Conv2d"))) == Float()
+    assert (
+        recipe.scheme_for(lineage(blocks, ("blocks.0", "Block"), ("blocks.0.project", "Conv2d"))) == Dynamic()
+    )
+    assert (
+        recipe.scheme_for(lineage(blocks, ("blocks.1", "Block"), ("blocks.1.project", "Conv2d"))) == Float()
+    )
 
 
 def test_with_weights_reaches_default_and_overrides():
@@ -162,7 +193,9 @@ def test_with_weights_reaches_default_and_overrides():
 
 def test_a_change_of_mode_keeps_the_weights_specification():
     recipe = Recipe().with_weights(granularity="per_channel").keeping_float("head")
-    assert recipe.with_mode("dynamic") == Recipe(default=Dynamic(weight=WeightSpec(granularity="per_channel")))
+    assert recipe.with_mode("dynamic") == Recipe(
+        default=Dynamic(weight=WeightSpec(granularity="per_channel"))
+    )
     assert recipe.with_mode("float") == Recipe(default=Float())
     assert not recipe.with_mode("float").quantizes
 

@@ -45,7 +45,9 @@ def test_other_samples_cannot_be_paired():
         paired_drop(np.ones(3), np.ones(4))
 
 
-@pytest.mark.parametrize("cells", [(0.90, 0.03, 0.02, 0.05), (0.97, 0.01, 0.005, 0.015), (0.70, 0.2, 0.05, 0.05)])
+@pytest.mark.parametrize(
+    "cells", [(0.90, 0.03, 0.02, 0.05), (0.97, 0.01, 0.005, 0.015), (0.70, 0.2, 0.05, 0.05)]
+)
 def test_interval_covers_the_truth_as_often_as_it_says(cells):
     rng = np.random.default_rng(0)
     truth = cells[1] - cells[2]

@@ -9,9 +9,11 @@ from qtrack.recipe import Float, Histogram, MinMax, MovingAverage, Override, Rec
 
 STATIC = Recipe(engine="x86", seed=1)
 CHANNELS = STATIC.with_weights(granularity="per_channel")
-TRAINED = Recipe(engine="x86", training=Training(epochs=2, freeze_bn_stats=None)).with_activations(
-    observer=MovingAverage()
-).with_weights(observer=MovingAverage())
+TRAINED = (
+    Recipe(engine="x86", training=Training(epochs=2, freeze_bn_stats=None))
+    .with_activations(observer=MovingAverage())
+    .with_weights(observer=MovingAverage())
+)
 
 
 def parameters(recipe):
@@ -42,13 +44,17 @@ def trained(**changes):
         pytest.param(STATIC, STATIC.with_weights(symmetric=False), id="weight.symmetric"),
         pytest.param(STATIC, STATIC.with_weights(observer="histogram"), id="weight.observer"),
         pytest.param(
-            STATIC.with_weights(observer="histogram"), STATIC.with_weights(observer=Histogram(bins=32)), id="weight bins"
+            STATIC.with_weights(observer="histogram"),
+            STATIC.with_weights(observer=Histogram(bins=32)),
+            id="weight bins",
         ),
         pytest.param(STATIC, STATIC.with_activations(bits=6), id="activation.bits"),
         pytest.param(STATIC, STATIC.with_activations(symmetric=True), id="activation.symmetric"),
         pytest.param(STATIC, STATIC.with_activations(reduce_range=True), id="activation.reduce_range"),
         pytest.param(STATIC, STATIC.with_activations(observer="min_max"), id="activation min_max"),
-        pytest.param(STATIC, STATIC.with_activations(observer="moving_average"), id="activation moving_average"),
+        pytest.param(
+            STATIC, STATIC.with_activations(observer="moving_average"), id="activation moving_average"
+        ),
         pytest.param(STATIC, STATIC.with_activations(observer=Histogram(bins=64)), id="histogram.bins"),
         pytest.param(
             STATIC.with_activations(observer=MovingAverage()),
@@ -56,22 +62,36 @@ def trained(**changes):
             id="moving_average.averaging_constant",
         ),
         pytest.param(STATIC, STATIC.keeping_float("block.conv"), id="overrides.layer"),
-        pytest.param(STATIC, STATIC.having(overrides=[Override(glob="bl*", scheme=Float())]), id="overrides.glob"),
-        pytest.param(STATIC, STATIC.having(overrides=[Override(type="Linear", scheme=Float())]), id="overrides.type"),
+        pytest.param(
+            STATIC, STATIC.having(overrides=[Override(glob="bl*", scheme=Float())]), id="overrides.glob"
+        ),
+        pytest.param(
+            STATIC, STATIC.having(overrides=[Override(type="Linear", scheme=Float())]), id="overrides.type"
+        ),
         pytest.param(
             STATIC,
             STATIC.having(overrides=[{"layer": "head", "scheme": {"mode": "static", "weight": {"bits": 5}}}]),
             id="overrides.scheme",
         ),
         pytest.param(calibrated(), calibrated(samples=16), id="calibration.samples"),
-        pytest.param(calibrated(samples=16), calibrated(samples=16, choice="random"), id="calibration.choice"),
         pytest.param(
-            calibrated(samples=18, choice="random"), calibrated(samples=18, choice="class_balanced"), id="class_balanced"
+            calibrated(samples=16), calibrated(samples=16, choice="random"), id="calibration.choice"
         ),
         pytest.param(
-            calibrated(samples=16, choice="random"), calibrated(samples=16, choice="random", seed=2), id="calibration.seed"
+            calibrated(samples=18, choice="random"),
+            calibrated(samples=18, choice="class_balanced"),
+            id="class_balanced",
         ),
-        pytest.param(calibrated(samples=16, choice="random"), calibrated(samples=16, choice="random").having(seed=2), id="seed"),
+        pytest.param(
+            calibrated(samples=16, choice="random"),
+            calibrated(samples=16, choice="random", seed=2),
+            id="calibration.seed",
+        ),
+        pytest.param(
+            calibrated(samples=16, choice="random"),
+            calibrated(samples=16, choice="random").having(seed=2),
+            id="seed",
+        ),
         pytest.param(STATIC, TRAINED, id="training"),
         pytest.param(trained(), trained(epochs=3), id="training.epochs"),
         pytest.param(trained(), trained(optimizer="sgd"), id="training.optimizer sgd"),

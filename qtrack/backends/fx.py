@@ -1,8 +1,8 @@
 """The fx backend: torch.ao's FX graph mode.
 
-A recipe's overrides are resolved here against the model's modules and given to torch.ao by exact name, so that
-"the last match wins" holds whatever precedence torch.ao has. Functions (add, cat, ...) follow the default
-scheme, or the module around them where that is left in float.
+A recipe's overrides are resolved here against the model's modules and given to torch.ao by exact name, so
+that "the last match wins" holds whatever precedence torch.ao has. Functions (add, cat, ...) follow the
+default scheme, or the module around them where that is left in float.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _weighted(module: nn.Module) -> nn.Module:
     """The layer inside a module that fusion made of it and its activation."""
-    return module if _has_weights(module) else next(child for child in module.children() if _has_weights(child))
+    return (
+        module if _has_weights(module) else next(child for child in module.children() if _has_weights(child))
+    )
 
 
 def _feasible(module: nn.Module, scheme: AnyScheme) -> AnyScheme:
@@ -181,7 +183,9 @@ def _refuse_named(
             continue
         if wanted[name].mode != feasible[name].mode and _has_weights(model.get_submodule(name)):
             kind = type(model.get_submodule(name)).__name__
-            raise RecipeError(f"recipe.overrides[{i}]: fx has no {wanted[name].mode} kernel for {name} ({kind})")
+            raise RecipeError(
+                f"recipe.overrides[{i}]: fx has no {wanted[name].mode} kernel for {name} ({kind})"
+            )
 
 
 def _stays_float(
@@ -193,9 +197,13 @@ def _stays_float(
         if _has_weights(model.get_submodule(name)) and scheme.mode != feasible[name].mode:
             left.setdefault(scheme.mode, []).append(f"{name} ({type(model.get_submodule(name)).__name__})")
     return tuple(
-        f"{len(names)} layers stay float, fx has no {mode} kernel for them: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+        f"{len(names)} layers stay float, fx has no {mode} kernel for them: {_some(names)}"
         for mode, names in left.items()
     )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else [*names[:4], "..."])
 
 
 def _left_whole(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme]) -> list[str]:
@@ -211,7 +219,7 @@ def _left_whole(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnySchem
 
 
 def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme]) -> QConfigMapping:
-    """Layers with weights by name; functions by the default scheme, but for operators with ranges of their own."""
+    """Layers with weights by name; functions by the default scheme, but for operators with own ranges."""
     training = recipe.training is not None
     mapping = _function_mapping(recipe.default, training=training)
     for name, module in model.named_modules():
@@ -227,23 +235,35 @@ def _function_mapping(default: AnyScheme, *, training: bool) -> QConfigMapping:
     if not isinstance(default, Static):
         return QConfigMapping().set_global(None)
     ours = static_qconfig(default, training=training)
-    mapping: QConfigMapping = (get_default_qat_qconfig_mapping if training else get_default_qconfig_mapping)("x86")
+    mapping: QConfigMapping = (get_default_qat_qconfig_mapping if training else get_default_qconfig_mapping)(
+        "x86"
+    )
     for kind in (nn.LayerNorm, nn.functional.layer_norm):
-        mapping.set_object_type(kind, QConfig(activation=ours.activation, weight=default_placeholder_observer))
-    for function in (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d):
+        mapping.set_object_type(
+            kind, QConfig(activation=ours.activation, weight=default_placeholder_observer)
+        )
+    for function in (
+        nn.functional.conv_transpose1d,
+        nn.functional.conv_transpose2d,
+        nn.functional.conv_transpose3d,
+    ):
         mapping.set_object_type(function, _per_tensor(default, training=training))
     return mapping.set_global(ours)
 
 
 def _per_tensor(scheme: Static, *, training: bool) -> Any:
     """Transposed convolutions have no per-channel weights in torch.ao."""
-    return static_qconfig(scheme.having(weight=scheme.weight.having(granularity="per_tensor")), training=training)
+    return static_qconfig(
+        scheme.having(weight=scheme.weight.having(granularity="per_tensor")), training=training
+    )
 
 
 def _qconfig(module: nn.Module, scheme: AnyScheme, *, training: bool) -> Any:
     if isinstance(scheme, Static):
         as_asked = not isinstance(module, TRANSPOSED)
-        return static_qconfig(scheme, training=training) if as_asked else _per_tensor(scheme, training=training)
+        return (
+            static_qconfig(scheme, training=training) if as_asked else _per_tensor(scheme, training=training)
+        )
     return dynamic_qconfig(scheme) if isinstance(scheme, Dynamic) else None
 
 

@@ -1,8 +1,8 @@
 """Finds each layer of a prepared FX graph again in the converted one.
 
 Modules keep their names. Functions are renamed when they are lowered (``operator.add`` and a ReLU after it
-become ``quantized.add_relu``), but both graphs keep their order, so walking them side by side settles which is
-which.
+become ``quantized.add_relu``), but both graphs keep their order, so walking them side by side settles
+which is which.
 """
 
 from __future__ import annotations
@@ -24,9 +24,41 @@ from qtrack.task import Inputs
 
 CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
 MOVES_DATA = {
-    *("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "getitem", "chunk"),
-    *("split", "size", "getattr", "detach", "clone", "expand", "repeat", "identity", "dropout", "relu", "relu6", "dim"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "clamp", "hardtanh", "channel_shuffle"),
+    *(
+        "flatten",
+        "reshape",
+        "view",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "getitem",
+        "chunk",
+    ),
+    *(
+        "split",
+        "size",
+        "getattr",
+        "detach",
+        "clone",
+        "expand",
+        "repeat",
+        "identity",
+        "dropout",
+        "relu",
+        "relu6",
+        "dim",
+    ),
+    *(
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "adaptive_max_pool2d",
+        "clamp",
+        "hardtanh",
+        "channel_shuffle",
+    ),
 }
 """Operators that introduce no error of their own: they move quantized values or cut them off."""
 
@@ -52,7 +84,9 @@ def pair_graphs(
         if not params and (dtype == "float32" or _base_name(reference, start) in MOVES_DATA):
             continue
         weights = _float_weight(module), _dequantized_weight(_module(converted, actual))
-        sites.append(Site(index, *names.of(start), dtype, params, start.name, end.name, actual.name, *weights))
+        sites.append(
+            Site(index, *names.of(start), dtype, params, start.name, end.name, actual.name, *weights)
+        )
     return Pair(reference, converted, tuple(sites), _is_observer)
 
 

@@ -27,7 +27,9 @@ def explain(cause: Exception, model: nn.Module, opaque: Collection[str]) -> str:
     if culprit is None:
         return f"torch.ao could not prepare the model: {reason}"
     if not culprit:
-        return f"the model's own forward() can't be traced: {reason}; move what depends on data into a submodule"
+        return (
+            f"the model's own forward() can't be traced: {reason}; move what depends on data into a submodule"
+        )
     kind = type(model.get_submodule(culprit)).__name__
     return (
         f"module {culprit!r} ({kind}) can't be traced: {reason}; to leave it in float, add to the recipe "
@@ -36,7 +38,7 @@ def explain(cause: Exception, model: nn.Module, opaque: Collection[str]) -> str:
 
 
 def _culprit(model: nn.Module, opaque: list[str]) -> str | None:
-    """The innermost module in which tracing fails, "" for the model itself; None where tracing is not the matter."""
+    """The innermost module where tracing fails, "" for the model itself; None where the fault is another."""
     tracer = _Trail(opaque, [])
     try:
         tracer.trace(model)

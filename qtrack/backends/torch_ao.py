@@ -65,7 +65,9 @@ def using_engine(engine: Engine) -> Iterator[None]:
     """Run with this engine's kernels; raises BackendUnavailable where the machine has none."""
     supported = supported_engines()
     if engine not in supported:
-        raise BackendUnavailable(f"engine {engine!r} does not run here; this machine has {', '.join(supported)}")
+        raise BackendUnavailable(
+            f"engine {engine!r} does not run here; this machine has {', '.join(supported)}"
+        )
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:

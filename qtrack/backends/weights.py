@@ -40,7 +40,9 @@ def store_small(module: nn.Module, scheme: WeightOnly | Float16) -> None:
     """Replace the module's weight by its stored form."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    stored, restore = _as_integers(weight.detach(), scheme) if isinstance(scheme, WeightOnly) else _as_half(weight)
+    stored, restore = (
+        _as_integers(weight.detach(), scheme) if isinstance(scheme, WeightOnly) else _as_half(weight)
+    )
     module.weight = nn.Parameter(stored, requires_grad=False)
     parametrize.register_parametrization(module, "weight", restore, unsafe=True)
 
@@ -57,4 +59,6 @@ def _as_integers(weight: Tensor, scheme: WeightOnly) -> tuple[Tensor, nn.Module]
     shape = (-1, *[1] * (weight.dim() - 1)) if scale.numel() > 1 else ()
     scale, zero_point = scale.float().reshape(shape), zero_point.float().reshape(shape)
     integers = torch.round(weight / scale) + zero_point
-    return integers.clamp(observer.quant_min, observer.quant_max).to(torch.int8), Dequantize(scale, zero_point)
+    return integers.clamp(observer.quant_min, observer.quant_max).to(torch.int8), Dequantize(
+        scale, zero_point
+    )

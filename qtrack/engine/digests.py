@@ -38,5 +38,7 @@ def _plain_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if not tensor.is_quantized:
         return (tensor,)
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return tensor.int_repr(), torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())], dtype=torch.float64)
+        return tensor.int_repr(), torch.tensor(
+            [tensor.q_scale(), float(tensor.q_zero_point())], dtype=torch.float64
+        )
     return tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()

@@ -18,7 +18,7 @@ from qtrack.task import Batch, Inputs, Split, Task
 
 
 def call(model: nn.Module, inputs: Inputs, complaint: str) -> Any:
-    """The model's output; raises DataError, beginning with the complaint, where it does not take these inputs."""
+    """The model's output; raises DataError, beginning with the complaint, where it refuses these inputs."""
     try:
         return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as cause:
@@ -46,7 +46,9 @@ def evaluate(task: Task, model: nn.Module, split: Split, batches: Iterable[Batch
             predictions.append(task.predictions(output, batch))
             nonfinite += _digest_output(output, outputs, size_of(batch))
     if not scores:
-        raise DataError(f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed")
+        raise DataError(
+            f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed"
+        )
     return Evaluation(
         scores=torch.cat(scores).double().cpu().numpy(),
         labels=_joined(labels),
@@ -60,7 +62,9 @@ def evaluate(task: Task, model: nn.Module, split: Split, batches: Iterable[Batch
 def _scores(task: Task, output: Any, batch: Batch) -> Tensor:
     scores = task.score(output, batch)
     if len(scores) != size_of(batch):
-        raise TaskError(f"{type(task).__name__}.score() gives {len(scores)} numbers for {size_of(batch)} samples")
+        raise TaskError(
+            f"{type(task).__name__}.score() gives {len(scores)} numbers for {size_of(batch)} samples"
+        )
     return scores
 
 

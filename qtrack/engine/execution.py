@@ -18,12 +18,12 @@ from qtrack.engine.evaluation import call, evaluate
 from qtrack.engine.measure import latency, size_bytes
 from qtrack.engine.training import train
 from qtrack.environment import has_vnni
-from qtrack.errors import DataError, RecipeError, TaskError
+from qtrack.errors import DataError, TaskError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.numerics import Comparison, compare, histograms
 from qtrack.outcome import Cost, Latency, Outcome
 from qtrack.recipe import Recipe, Static
-from qtrack.task import Batch, Inputs, Task
+from qtrack.task import Batch, Task
 
 WORST = 5
 """Layers whose distributions are kept for looking at."""
@@ -46,10 +46,11 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def check_forward(task: Task) -> None:
-    """Run the float model on the first calibration batch; raises DataError or TaskError where they do not fit."""
+    """Run the float model on one calibration batch; raises DataError or TaskError where they do not fit."""
     batch = _first_batch(task)
+    model = task.model().eval()  # with gradients at hand: a task may train its model when first asked
     with torch.no_grad():
-        output = call(task.model().eval(), task.inputs(batch), "the float model refuses calibration batch 0")
+        output = call(model, task.inputs(batch), "the float model refuses calibration batch 0")
     try:
         scores = task.score(output, batch)
     except TaskError:
@@ -57,7 +58,9 @@ def check_forward(task: Task) -> None:
     except Exception as cause:  # the user's own function
         raise TaskError(f"{type(task).__name__}.score() fails: {type(cause).__name__}: {cause}") from cause
     if len(scores) != size_of(batch):
-        raise TaskError(f"{type(task).__name__}.score() gives {len(scores)} numbers for {size_of(batch)} samples")
+        raise TaskError(
+            f"{type(task).__name__}.score() gives {len(scores)} numbers for {size_of(batch)} samples"
+        )
 
 
 def execute(
@@ -70,8 +73,8 @@ def execute(
 ) -> Outcome:
     """Build the quantized model that the recipe says, and measure it.
 
-    ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only the
-    validation metric is measured, as searches need it: no test split, layer comparison or latency.
+    ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only
+    the validation metric is measured, as searches need it: no test split, layer comparison or latency.
 
     Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
     was given does not fit.
@@ -83,7 +86,7 @@ def execute(
 
 
 def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
-    """A model of the recipe's structure with a recorded ``state_dict`` in place of calibration and training."""
+    """The recipe's model with a recorded ``state_dict`` in place of calibration and training."""
     recipe = settled(recipe)
     assert recipe.engine
     with using_engine(recipe.engine):
@@ -102,7 +105,9 @@ def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
 def _first_batch(task: Task) -> Batch:
     batch = next(batches_of(task, "calibration"), None)
     if batch is None:
-        raise DataError(f"calibration: {type(task).__name__}.calibration() yields no batch; at least one is needed")
+        raise DataError(
+            f"calibration: {type(task).__name__}.calibration() yields no batch; at least one is needed"
+        )
     return batch
 
 
@@ -174,7 +179,9 @@ class _Execution:
         prepared.model.eval()
         with torch.no_grad():
             for batch in self._counted("calibrate", self._calibration()):
-                call(prepared.model, self.task.inputs(batch), "the prepared model refuses a calibration batch")
+                call(
+                    prepared.model, self.task.inputs(batch), "the prepared model refuses a calibration batch"
+                )
         backend.fake_quantize(prepared, True)
 
     def _calibration(self) -> Iterable[Batch]:
@@ -192,7 +199,9 @@ class _Execution:
         return compared
 
     def _histograms(self, quantized: Quantized, compared: Comparison) -> Any:
-        ranked = sorted((r for r in compared.rows if r.own_sqnr_db is not None), key=lambda r: r.own_sqnr_db or 0.0)
+        ranked = sorted(
+            (r for r in compared.rows if r.own_sqnr_db is not None), key=lambda r: r.own_sqnr_db or 0.0
+        )
         return histograms(quantized.pair, self.example, [row.layer for row in ranked[:WORST]])
 
     def _time(self, model: nn.Module, baseline: Outcome | None) -> Latency:
@@ -220,5 +229,7 @@ def _reduce_range_warning(recipe: Recipe) -> list[str]:
     """PyTorch's guide: on fbgemm, reduce_range False needs a processor with VNNI (Cooper Lake or newer)."""
     full = any(isinstance(s, Static) and not s.activation.reduce_range for s in recipe.schemes())
     if full and recipe.engine in ("fbgemm", "x86") and not has_vnni():
-        return [f"{recipe.engine} can saturate on this processor without VNNI: set activation.reduce_range: true"]
+        return [
+            f"{recipe.engine} can saturate on this processor without VNNI: set activation.reduce_range: true"
+        ]
     return []

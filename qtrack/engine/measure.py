@@ -18,6 +18,7 @@ from qtrack.task import Inputs
 ROUNDS = 60
 SECONDS = 1.0
 WARM_UP = 3
+MINIMUM = 3
 
 
 def size_bytes(state: Mapping[str, Any]) -> int:
@@ -33,13 +34,13 @@ def _stored_bytes(tensor: torch.Tensor) -> int:
 
 
 def latency(model: nn.Module, baseline: nn.Module, inputs: Inputs, batch_size: int) -> Latency:
-    """Wall time of one call, the float model's in turns with it: the machine's mood then touches both alike."""
+    """Wall time of one call, in turns with the float model: the machine's mood then touches both alike."""
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for _ in range(WARM_UP):
             _timed(model, inputs), _timed(baseline, inputs)
         began = time.perf_counter()
-        while len(times[0]) < ROUNDS and time.perf_counter() - began < SECONDS or len(times[0]) < WARM_UP:
+        while len(times[0]) < MINIMUM or (len(times[0]) < ROUNDS and time.perf_counter() - began < SECONDS):
             times[0].append(_timed(model, inputs))
             times[1].append(_timed(baseline, inputs))
     low, median, high = np.percentile(times[0], (25, 50, 75))

@@ -38,7 +38,9 @@ def train(task: Task, backend: Backend, prepared: Prepared, recipe: Recipe, moni
                 losses.append(loss)
                 advance(size)
         if not losses:
-            raise DataError(f"training: {type(task).__name__}.training() yields no batch; QAT needs at least one")
+            raise DataError(
+                f"training: {type(task).__name__}.training() yields no batch; QAT needs at least one"
+            )
         monitor.report("train/loss", float(np.average(losses, weights=sizes)), epoch + 1)
         seen += sum(sizes)
         schedule.step()
@@ -57,12 +59,16 @@ def _epoch(task: Task, prepared: Prepared, optimizer: Optimizer) -> Iterator[tup
     """One pass over the training data; yields each batch's size and loss."""
     for batch in batches_of(task, "training"):
         optimizer.zero_grad()
-        loss = task.loss(call(prepared.model, task.inputs(batch), "the prepared model refuses a training batch"), batch)
+        loss = task.loss(
+            call(prepared.model, task.inputs(batch), "the prepared model refuses a training batch"), batch
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise DataError("training: the loss is NaN or infinite; lower training.lr or freeze the BN statistics")
+            raise DataError(
+                "training: the loss is NaN or infinite; lower training.lr or freeze the BN statistics"
+            )
         yield size_of(batch), value
 
 

@@ -1,4 +1,4 @@
-"""The numeric suite: how far each layer of a quantized network is from the float network, and whose fault it is.
+"""The numeric suite: how far each layer of a quantized network is off, and whose fault it is.
 
 Both networks run on the same batch in lockstep; each layer's statistics are added up and its tensors dropped,
 so that memory does not grow with the number of samples. The reference is the float model *fused as the

@@ -172,8 +172,13 @@ def _variation(ranges: list[Tensor]) -> float | None:
 
 
 def _macs(site: Site, start: Step, end: Step, size: int) -> int | None:
-    """For one sample: every element of the output (of the input, where transposed) times the weights it meets."""
-    if site.weight is None or site.weight.dim() < 2 or not start.inputs or not start.inputs[0].is_floating_point():
+    """For one sample: each element of the output (of the input, where transposed) times its weights."""
+    if (
+        site.weight is None
+        or site.weight.dim() < 2
+        or not start.inputs
+        or not start.inputs[0].is_floating_point()
+    ):
         return None
     elements = start.inputs[0] if "Transpose" in site.type else tensors_of(end.output)[0]
     return elements.numel() // size * site.weight[0].numel()

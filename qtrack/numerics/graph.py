@@ -75,7 +75,9 @@ def _value(
         called = module.get_submodule(str(node.target))
         if transparent(called):
             return values[node.all_input_nodes[0]]
-    return _run(module, node, map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__))
+    return _run(
+        module, node, map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
+    )
 
 
 def _argument(node: Node, inputs: Inputs, arguments: Iterator[Any]) -> Any:
@@ -99,8 +101,13 @@ def _step(module: GraphModule, node: Node, values: dict[Node, Any]) -> Step:
     present = dict(values)
 
     def rerun(replacements: tuple[Tensor, ...]) -> Any:
-        by_node = {**{n: present[n] for n in node.all_input_nodes}, **dict(zip(fed, replacements, strict=True))}
-        return _run(module, node, map_arg(node.args, by_node.__getitem__), map_arg(node.kwargs, by_node.__getitem__))
+        by_node = {
+            **{n: present[n] for n in node.all_input_nodes},
+            **dict(zip(fed, replacements, strict=True)),
+        }
+        return _run(
+            module, node, map_arg(node.args, by_node.__getitem__), map_arg(node.kwargs, by_node.__getitem__)
+        )
 
     return Step(node.name, tuple(values[a] for a in fed), values[node], rerun)
 
@@ -111,4 +118,8 @@ def _cannot_rerun(replacements: tuple[Tensor, ...]) -> Any:
 
 def _is_fed(argument: Any, values: dict[Node, Any]) -> bool:
     """Is it a tensor that the network computed (no parameter or scale of the node itself)?"""
-    return isinstance(argument, Node) and argument.op != "get_attr" and isinstance(values.get(argument), torch.Tensor)
+    return (
+        isinstance(argument, Node)
+        and argument.op != "get_attr"
+        and isinstance(values.get(argument), torch.Tensor)
+    )

@@ -41,5 +41,7 @@ def _bars(reference: Tensor, actual: Tensor) -> tuple[Bars, Bars]:
     one, other = (tensor.float().flatten().numpy() for tensor in (reference, actual))
     both = np.concatenate([one, other])
     both = both[np.isfinite(both)]
-    edges = np.linspace(both.min(initial=0.0), max(both.max(initial=0.0), both.min(initial=0.0) + 1e-12), BINS + 1)
+    edges = np.linspace(
+        both.min(initial=0.0), max(both.max(initial=0.0), both.min(initial=0.0) + 1e-12), BINS + 1
+    )
     return tuple(Bars(np.histogram(v[np.isfinite(v)], edges)[0].astype(float), edges) for v in (one, other))  # type: ignore[return-value]

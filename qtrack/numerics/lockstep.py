@@ -24,9 +24,11 @@ class Meeting(NamedTuple):
 
 
 def meetings(pair: Pair, inputs: Inputs) -> Iterator[Meeting]:
-    """Every site in execution order, and last the networks' outputs; tensors are dropped as soon as they may."""
+    """Every site in execution order, and last the networks' outputs; tensors are dropped after their use."""
     sites = (*pair.sites, pair.output)
-    reference = _Reader(pair.reference, pair, inputs, Counter(name for s in sites for name in {s.start, s.end}))
+    reference = _Reader(
+        pair.reference, pair, inputs, Counter(name for s in sites for name in {s.start, s.end})
+    )
     actual = _Reader(pair.actual, pair, inputs, Counter(s.actual for s in sites))
     for site in sites:
         start = reference.at(site.start)

@@ -32,7 +32,9 @@ class Judged:
 
 
 def judge(outcome: Outcome, baseline: Outcome, target: Target) -> Judged:
-    """Compare an outcome with the float baseline on the same validation samples."""
+    """Compare an outcome with the float baseline on the same samples; against itself it has no drop."""
+    if outcome is baseline:
+        return Judged(outcome, Drop(0.0, 0.0, 0.0, target.confidence, len(outcome.validation.scores)), True)
     drop = paired_drop(baseline.validation.scores, outcome.validation.scores, target.confidence)
     return Judged(outcome, drop, target_met(drop, target.max_drop))
 

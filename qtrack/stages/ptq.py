@@ -15,7 +15,7 @@ def ptq(
     observer: Literal["min_max", "moving_average", "histogram"] | None = None,
     samples: int | None = None,
 ) -> Recipe:
-    """Quantize weights and activations after calibration; keeps a static scheme that the recipe already has."""
+    """Quantize weights and activations after calibration; keeps a static scheme that is there already."""
     if recipe.default.mode != "static" or recipe.training:
         recipe = recipe.with_mode("static")
     if observer:

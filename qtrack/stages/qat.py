@@ -23,8 +23,8 @@ def qat(
 ) -> Recipe:
     """Train with fake quantization, starting from calibrated observers.
 
-    Ranges become moving averages, as in torch.ao's own QAT qconfigs: they must be able to shrink while weights
-    move.
+    Ranges become moving averages, as in torch.ao's own QAT qconfigs: they must be able to shrink while
+    weights move.
     """
     training = Training(
         epochs=epochs,

@@ -45,7 +45,23 @@ class LayerRow:
     range_variation: float | None = None
     """Standard deviation over samples of the input's range, relative to its mean."""
     bad_samples: float | None = None
-    """Share of samples whose output has an SQNR below BAD_SAMPLE_DB (see numerics)."""
+    """Share of samples whose output has an SQNR below 10 dB (BAD_SAMPLE_DB in numerics)."""
+    weight_channel_sqnr_db: float | None = None
+    """Of the weight's worst output channel, which ``worst_channel`` names."""
+    worst_channel: int | None = None
+    low: float | None = None
+    """Smallest and largest element of the float output."""
+    high: float | None = None
+    zeros: float | None = None
+    """Share of the float output's elements that are zero, estimated."""
+    outlier_ratio: float | None = None
+    """Largest magnitude of the float output over its 99.9th percentile, estimated within 12.5%."""
+    nonfinite_samples: int = 0
+    """Samples with NaN or infinity on either side, left out of all other figures."""
+    worst_samples: tuple[int, ...] = ()
+    """Positions of the samples with the largest relative error, worst first."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """The user's own comparison functions."""
 
 
 class Bars(NamedTuple):

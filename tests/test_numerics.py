@@ -1,7 +1,9 @@
 """The numbers of the layer comparison: by hand, by law, and against a plain computation."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,8 @@ from tiny import Tiny
 from torch import nn
 
 from qtrack.backends import load_backend
-from qtrack.numerics import ErrorSums, compare, sqnr_db
+from qtrack.numerics import ErrorSums, Reference, compare, sqnr_db
 from qtrack.recipe import Recipe
-import itertools
 
 STATIC = Recipe(engine="x86")
 
@@ -24,7 +25,7 @@ def test_sqnr_by_hand():
 
 def test_measures_by_hand():
     sums = ErrorSums()
-    sums.add(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 2.0]))
+    sums.add(Reference(torch.tensor([3.0, 4.0])), torch.tensor([3.0, 2.0]))
     assert sums.nmse == pytest.approx(4 / 25)
     assert sums.cosine == pytest.approx(17 / (5 * math.sqrt(13)))
     assert sums.max_abs_error == 2.0
@@ -33,7 +34,7 @@ def test_measures_by_hand():
 def test_equal_tensors_have_no_finite_sqnr():
     x = torch.randn(10)
     sums = ErrorSums()
-    sums.add(x, x)
+    sums.add(Reference(x), x)
     assert sums.sqnr_db is None
     assert sums.cosine == pytest.approx(1.0)
     assert sums.nmse == 0.0
@@ -64,10 +65,10 @@ def test_sqnr_does_not_depend_on_scale(seed, k):
 def test_streaming_equals_one_shot_for_any_split(seed, cuts):
     x, y = noisy(seed)
     whole, parts = ErrorSums(), ErrorSums()
-    whole.add(x, y)
+    whole.add(Reference(x), y)
     bounds = [0, *sorted(cuts), 257]
     for low, high in itertools.pairwise(bounds):
-        parts.add(x[low:high], y[low:high])
+        parts.add(Reference(x[low:high]), y[low:high])
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-4)
     assert parts.cosine == pytest.approx(whole.cosine, abs=1e-6)
     assert parts.max_abs_error == whole.max_abs_error
@@ -164,7 +165,10 @@ def test_nan_in_a_layer_is_a_finding(quantized):
     batch[5, 0, 0, 0] = math.nan
     compared = compare(quantized.pair, [(batch,)])
     assert "stem" in compared.nonfinite
-    assert compared.rows[0].sqnr_db is None
+    assert compared.rows[0].nonfinite_samples == 1
+    clean = compare(quantized.pair, [(torch.cat([batch[:5], batch[6:]]),)])
+    assert compared.rows[0].sqnr_db == pytest.approx(clean.rows[0].sqnr_db, abs=1e-3)
+    assert np.flatnonzero(~np.isfinite(compared.sample_sqnr_db)).tolist() == [5]
 
 
 def test_samples_with_large_error_are_told_apart(quantized):

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.weights import Widen
 from qtrack.numerics import Pair, Site
-from qtrack.numerics.graph import walk
+from qtrack.numerics.graph import Program
 from qtrack.task import Inputs
 
 CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
@@ -98,7 +98,7 @@ def _quantized_nodes(graph: GraphModule, example: Inputs) -> set[str]:
     """Nodes whose output is a quantized tensor, seen by running the example once."""
     names = [node.name for node in graph.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
     with torch.no_grad():
-        steps = walk(graph, example, names, lambda module: False)
+        steps = Program(graph).run(example, names)
         return {s.node for s in steps if isinstance(s.output, Tensor) and s.output.is_quantized}
 
 

@@ -8,9 +8,21 @@ layer of that name gives nonsense.
 
 from __future__ import annotations
 
-from qtrack.numerics.compare import Comparison, compare
+from qtrack.numerics.compare import Comparison, Options, compare, compare_many
 from qtrack.numerics.histograms import histograms
 from qtrack.numerics.sites import Pair, Site
-from qtrack.numerics.sums import BAD_SAMPLE_DB, ErrorSums, sqnr_db
+from qtrack.numerics.sums import BAD_SAMPLE_DB, ErrorSums, Reference, sqnr_db
 
-__all__ = ["BAD_SAMPLE_DB", "Comparison", "ErrorSums", "Pair", "Site", "compare", "histograms", "sqnr_db"]
+__all__ = [
+    "BAD_SAMPLE_DB",
+    "Comparison",
+    "ErrorSums",
+    "Options",
+    "Pair",
+    "Reference",
+    "Site",
+    "compare",
+    "compare_many",
+    "histograms",
+    "sqnr_db",
+]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten
 
 Inputs = tuple[Any, ...] | dict[str, Any]
+Values = dict[Node, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,30 +26,81 @@ class Step:
     rerun: Callable[[tuple[Tensor, ...]], Any]
 
 
-def walk(
-    module: GraphModule, inputs: Inputs, wanted: Collection[str], transparent: Callable[[Any], bool]
-) -> Iterator[Step]:
-    """Run the graph once, up to its output; each value is dropped after its last use.
+class Program:
+    """A graph made ready to be run many times.
 
     Modules that are ``transparent`` (observers) are passed through.
     """
-    values: dict[Node, Any] = {}
-    arguments = iter(inputs) if isinstance(inputs, tuple) else iter(())
-    last_use = _last_uses(module)
-    for node in module.graph.nodes:
-        if node.op == "output":
-            yield Step(node.name, (), map_arg(node.args[0], values.__getitem__), _cannot_rerun)
-            return
-        values[node] = _value(module, node, values, inputs, arguments, transparent)
-        if node.name in wanted:
-            yield _step(module, node, values)
-        for done in last_use.get(node, ()):
-            del values[done]
+
+    def __init__(
+        self, module: GraphModule, transparent: Callable[[Any], bool] = lambda module: False
+    ) -> None:
+        self.nodes: list[Node] = list(module.graph.nodes)
+        self.module = module
+        self.functions = {node: _function(module, node) for node in self.nodes}
+        self.passed = {
+            node
+            for node in self.nodes
+            if node.op == "call_module" and transparent(module.get_submodule(str(node.target)))
+        }
+        self.done_after = _last_uses(self.nodes)
+
+    def run(self, inputs: Inputs, wanted: Collection[str]) -> Iterator[Step]:
+        """Run up to the output; each value is dropped after its last use."""
+        values: Values = {}
+        arguments = iter(inputs) if isinstance(inputs, tuple) else iter(())
+        for node in self.nodes:
+            if node.op == "output":
+                yield Step(node.name, (), map_arg(node.args[0], values.__getitem__), _cannot_rerun)
+                return
+            values[node] = self._value(node, values, inputs, arguments)
+            if node.name in wanted:
+                yield self._step(node, values)
+            for done in self.done_after.get(node, ()):
+                del values[done]
+
+    def _value(self, node: Node, values: Values, inputs: Inputs, arguments: Iterator[Any]) -> Any:
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            return (
+                inputs.get(str(node.target), default)
+                if isinstance(inputs, dict)
+                else next(arguments, default)
+            )
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.module)
+        if node in self.passed:
+            return values[node.all_input_nodes[0]]
+        return self._call(node, values)
+
+    def _call(self, node: Node, values: Values) -> Any:
+        args = map_arg(node.args, values.__getitem__)
+        kwargs = map_arg(node.kwargs, values.__getitem__)
+        return self.functions[node](*args, **kwargs)
+
+    def _step(self, node: Node, values: Values) -> Step:
+        fed = [leaf for leaf in tree_flatten((node.args, dict(node.kwargs)))[0] if _is_fed(leaf, values)]
+        kept = {used: values[used] for used in node.all_input_nodes}
+
+        def rerun(replacements: tuple[Tensor, ...]) -> Any:
+            return self._call(node, kept | dict(zip(fed, replacements, strict=True)))
+
+        return Step(node.name, tuple(values[leaf] for leaf in fed), values[node], rerun)
 
 
-def _last_uses(module: GraphModule) -> dict[Node, list[Node]]:
+def _function(module: GraphModule, node: Node) -> Callable[..., Any]:
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))
+    if node.op == "call_method":
+        name = str(node.target)
+        return lambda receiver, *args, **kwargs: getattr(receiver, name)(*args, **kwargs)
+    return node.target if callable(node.target) else _cannot_rerun
+
+
+def _last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
+    """What can be dropped after each node."""
     last: dict[Node, Node] = {}
-    for node in module.graph.nodes:
+    for node in nodes:
         last[node] = node
         for used in node.all_input_nodes:
             last[used] = node
@@ -59,67 +110,12 @@ def _last_uses(module: GraphModule) -> dict[Node, list[Node]]:
     return uses
 
 
-def _value(
-    module: GraphModule,
-    node: Node,
-    values: dict[Node, Any],
-    inputs: Inputs,
-    arguments: Iterator[Any],
-    transparent: Callable[[Any], bool],
-) -> Any:
-    if node.op == "placeholder":
-        return _argument(node, inputs, arguments)
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(module)
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        if transparent(called):
-            return values[node.all_input_nodes[0]]
-    return _run(
-        module, node, map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
-    )
+def _cannot_rerun(*arguments: Any) -> Any:
+    raise AssertionError("inputs and outputs of a network are no layers")
 
 
-def _argument(node: Node, inputs: Inputs, arguments: Iterator[Any]) -> Any:
-    default = node.args[0] if node.args else None
-    if isinstance(inputs, dict):
-        return inputs.get(str(node.target), default)
-    return next(arguments, default)
-
-
-def _run(module: GraphModule, node: Node, args: Any, kwargs: Any) -> Any:
-    if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
-
-
-def _step(module: GraphModule, node: Node, values: dict[Node, Any]) -> Step:
-    fed = [a for a in tree_flatten((node.args, dict(node.kwargs)))[0] if _is_fed(a, values)]
-    present = dict(values)
-
-    def rerun(replacements: tuple[Tensor, ...]) -> Any:
-        by_node = {
-            **{n: present[n] for n in node.all_input_nodes},
-            **dict(zip(fed, replacements, strict=True)),
-        }
-        return _run(
-            module, node, map_arg(node.args, by_node.__getitem__), map_arg(node.kwargs, by_node.__getitem__)
-        )
-
-    return Step(node.name, tuple(values[a] for a in fed), values[node], rerun)
-
-
-def _cannot_rerun(replacements: tuple[Tensor, ...]) -> Any:
-    raise AssertionError("a network's output is no layer")
-
-
-def _is_fed(argument: Any, values: dict[Node, Any]) -> bool:
+def _is_fed(argument: Any, values: Values) -> bool:
     """Is it a tensor that the network computed (no parameter or scale of the node itself)?"""
     return (
-        isinstance(argument, Node)
-        and argument.op != "get_attr"
-        and isinstance(values.get(argument), torch.Tensor)
+        isinstance(argument, Node) and argument.op != "get_attr" and isinstance(values.get(argument), Tensor)
     )

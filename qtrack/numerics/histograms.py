@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qtrack.numerics.compare import tensors_of
+from qtrack.numerics.compare import tensors_in
 from qtrack.numerics.graph import Inputs
-from qtrack.numerics.lockstep import meetings
+from qtrack.numerics.lockstep import Lockstep
 from qtrack.numerics.sites import Pair, Site
 from qtrack.outcome import Bars, LayerHistograms
 
@@ -22,10 +22,10 @@ def histograms(pair: Pair, inputs: Inputs, layers: Collection[str]) -> dict[str,
     sites = tuple(site for site in pair.sites if site.layer in layers)
     narrowed = Pair(pair.reference, pair.actual, sites, pair.transparent)
     found = {}
-    with torch.no_grad():
-        for site, _, end, actual in meetings(narrowed, inputs):
+    with torch.inference_mode():
+        for _, site, _, end, actual in Lockstep([narrowed]).run(inputs):
             if site.layer:
-                activation = _bars(tensors_of(end.output)[0], tensors_of(actual.output)[0])
+                activation = _bars(tensors_in(end.output)[0], tensors_in(actual.output)[0])
                 found[site.layer] = LayerHistograms(_weights(site), activation)
     return found
 
@@ -38,7 +38,10 @@ def _weights(site: Site) -> tuple[Bars, Bars] | None:
 
 def _bars(reference: Tensor, actual: Tensor) -> tuple[Bars, Bars]:
     """Both over the bins that span them together."""
-    one, other = (tensor.float().flatten().numpy() for tensor in (reference, actual))
+    one, other = (
+        (tensor.dequantize() if tensor.is_quantized else tensor).float().flatten().numpy()
+        for tensor in (reference, actual)
+    )
     both = np.concatenate([one, other])
     both = both[np.isfinite(both)]
     edges = np.linspace(

@@ -1,20 +1,19 @@
-"""Runs the reference and the quantized network side by side and hands out the places where they meet."""
+"""Runs a reference and any number of quantized networks side by side and hands out the places where they meet."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from torch.fx import GraphModule
-
-from qtrack.numerics.graph import Inputs, Step, walk
+from qtrack.numerics.graph import Inputs, Program, Step
 from qtrack.numerics.sites import Pair, Site
 
 
 class Meeting(NamedTuple):
-    """One site on one batch."""
+    """One site of one candidate on one batch."""
 
+    candidate: int
     site: Site
     start: Step
     """The reference where the layer's inputs enter."""
@@ -23,30 +22,47 @@ class Meeting(NamedTuple):
     actual: Step
 
 
-def meetings(pair: Pair, inputs: Inputs) -> Iterator[Meeting]:
-    """Every site in execution order, and last the networks' outputs; tensors are dropped after their use."""
-    sites = (*pair.sites, pair.output)
-    reference = _Reader(
-        pair.reference, pair, inputs, Counter(name for s in sites for name in {s.start, s.end})
-    )
-    actual = _Reader(pair.actual, pair, inputs, Counter(s.actual for s in sites))
-    for site in sites:
-        start = reference.at(site.start)
-        end = start if site.end == site.start else reference.at(site.end)
-        yield Meeting(site, start, end, actual.at(site.actual))
+class Lockstep:
+    """Pairs that share one reference, which runs once for all of them."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.reference = Program(pairs[0].reference, pairs[0].transparent)
+        self.candidates = [Program(pair.actual) for pair in pairs]
+        self.visits = _in_execution_order(pairs)
+        self.uses = Counter(node for _, site in self.visits for node in {site.start, site.end})
+        self.candidate_uses = [Counter(s.actual for c, s in self.visits if c == i) for i in range(len(pairs))]
+
+    def run(self, inputs: Inputs) -> Iterator[Meeting]:
+        """Every site in execution order, and last the outputs; tensors are dropped after their use."""
+        reference = _Reader(self.reference, inputs, self.uses)
+        candidates = [
+            _Reader(program, inputs, uses)
+            for program, uses in zip(self.candidates, self.candidate_uses, strict=True)
+        ]
+        for candidate, site in self.visits:
+            start = reference.at(site.start)
+            end = start if site.end == site.start else reference.at(site.end)
+            yield Meeting(candidate, site, start, end, candidates[candidate].at(site.actual))
+
+
+def _in_execution_order(pairs: Sequence[Pair]) -> list[tuple[int, Site]]:
+    """All candidates' sites, layer by layer."""
+    visits = [(i, site) for i, pair in enumerate(pairs) for site in pair.sites]
+    visits.sort(key=lambda visit: visit[1].index)
+    return visits + [(i, pair.output) for i, pair in enumerate(pairs)]
 
 
 class _Reader:
-    """Takes steps from a walk in any order; a step waits until it was asked for as often as ``uses`` says."""
+    """Takes steps from a run in any order; a step waits until it was asked for as often as ``uses`` says."""
 
-    def __init__(self, graph: GraphModule, pair: Pair, inputs: Inputs, uses: Counter[str]) -> None:
-        self.steps = walk(graph, inputs, uses, pair.transparent)
-        self.uses = uses
+    def __init__(self, program: Program, inputs: Inputs, uses: Counter[str]) -> None:
+        self.steps = program.run(inputs, uses)
+        self.left = Counter(uses)
         self.waiting: dict[str, Step] = {}
 
     def at(self, node: str) -> Step:
         while node not in self.waiting:
             step = next(self.steps)
             self.waiting[step.node] = step
-        self.uses[node] -= 1
-        return self.waiting[node] if self.uses[node] else self.waiting.pop(node)
+        self.left[node] -= 1
+        return self.waiting[node] if self.left[node] else self.waiting.pop(node)

@@ -1,0 +1,86 @@
+"""``qtrack export``: the recipe of a run, in a pipeline file that runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from qtrack.cli.options import debug, tracking_uri
+
+if TYPE_CHECKING:
+    from qtrack.ledger import Ledger
+    from qtrack.recipe import Recipe
+
+STDOUT = "-"
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "-o", "--output", default=STDOUT, metavar="FILE", help="Where to write; - is stdout, the default."
+)
+@click.option("--task", metavar="TASK", help="The task to name, instead of the one recorded.")
+@click.option("--recipe-only", is_flag=True, help="Write the recipe alone.")
+@tracking_uri
+@debug
+def export(run: str, output: str, task: str | None, recipe_only: bool, tracking_uri: str | None) -> None:
+    """Write the recipe of a run as a pipeline file; to run that gives the same model again.
+
+    RUN is a run id or a unique beginning of one, CAMPAIGN/STAGE, or a stage of the latest campaign. A task
+    that is named by its file is looked for beside the output, in this folder, and one level below it.
+
+    \b
+    Examples:
+      qtrack export fallback -o best.yaml && qtrack run best.yaml
+      qtrack export fallback --recipe-only
+    """
+    from qtrack.ledger import Ledger
+    from qtrack.recipe import recipe_to_yaml
+
+    ledger = Ledger.open(tracking_uri)
+    recipe = ledger.recipe(run)
+    folder = Path() if output == STDOUT else Path(output).parent
+    text = recipe_to_yaml(recipe) if recipe_only else _pipeline(run, ledger, recipe, task, folder)
+    if output == STDOUT:
+        click.echo(text, nl=False)
+        return
+    _write(Path(output), text)
+    click.echo(f"wrote {output}" + ("" if recipe_only else f"; next: qtrack run {output}"), err=True)
+
+
+def _pipeline(run: str, ledger: Ledger, recipe: Recipe, task: str | None, folder: Path) -> str:
+    """The recorded pipeline with this recipe and the one stage that executes it unchanged."""
+    (strategy,) = ledger.strategies([run])
+    recorded = ledger.pipeline(run).model_dump(mode="json", exclude_none=True)
+    changes = {
+        "task": task or _relocated(recorded["task"], folder),
+        "recipe": recipe.model_dump(mode="json"),
+        "stages": [{"recipe": {"name": strategy.stage}}],
+    }
+    heading = f"# {strategy.stage} of {strategy.campaign}, recipe {recipe.digest[:12]}\n"
+    return heading + yaml.safe_dump(recorded | changes, sort_keys=False)
+
+
+def _write(path: Path, text: str) -> None:
+    from qtrack.errors import InputError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+def _relocated(reference: str, folder: Path) -> str:
+    """A task's file as it is reached from the output's folder; a module stays as it is."""
+    source, _, name = reference.rpartition(":")
+    if not source.endswith(".py") or (folder / source).is_file():
+        return reference
+    found = [Path(source)] if Path(source).is_file() else sorted(Path().glob(f"*/{source}"))
+    if len(found) != 1:
+        click.echo(f"{source} is not beside the output; say where the task is with --task", err=True)
+        return reference
+    return f"{Path(os.path.relpath(found[0], folder)).as_posix()}:{name}"

@@ -1,0 +1,135 @@
+"""``qtrack run``: all stages of a pipeline, recorded; the table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qtrack.cli.options import as_json, debug, tracking_uri
+from qtrack.cli.signals import terminating_as_interrupted
+
+if TYPE_CHECKING:
+    from qtrack.campaign import CampaignRecord, Setting, StageResult
+    from qtrack.ledger import Ledger, Strategy
+    from qtrack.pipeline import Plan
+
+TARGET_MISSED = 1
+
+
+@click.command()
+@click.argument("pipeline", type=click.Path(path_type=Path), metavar="PIPELINE.yaml")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field, such as target.max_drop=0.01.",
+)
+@click.option("--require-target", is_flag=True, help="Exit with 1 unless a strategy surely meets the target.")
+@click.option("-v", "--verbose", is_flag=True, help="Say also what the recording itself cost.")
+@as_json
+@tracking_uri
+@debug
+@click.pass_context
+def run(
+    ctx: click.Context,
+    pipeline: Path,
+    settings: tuple[str, ...],
+    require_target: bool,
+    verbose: bool,
+    as_json: bool,
+    tracking_uri: str | None,
+) -> None:
+    """Run all stages of a pipeline file and record each as an MLflow run.
+
+    \b
+    Examples:
+      qtrack run digits.yaml
+      qtrack run digits.yaml --set target.max_drop=0.005 --set until=target
+      qtrack run digits.yaml --require-target --json > strategies.json
+    """
+    from qtrack.api import open_ledger
+    from qtrack.cli import render
+    from qtrack.pipeline import read_plan
+    from qtrack.report.verdict import best
+
+    start = time.perf_counter()
+    with terminating_as_interrupted():
+        plan = read_plan(pipeline, _parsed(settings))
+        ledger = open_ledger(tracking_uri)
+        campaign, results = _recorded(plan, ledger)
+    strategies = ledger.strategies(campaign=campaign)
+    render.strategies(strategies, as_json=as_json)
+    render.remark(_closing(strategies, results, ledger))
+    if verbose:
+        render.remark(_overhead(ledger.seconds, time.perf_counter() - start))
+    if require_target and best(strategies) is None:
+        ctx.exit(TARGET_MISSED)
+
+
+def _recorded(plan: Plan, ledger: Ledger) -> tuple[str, list[StageResult]]:
+    from rich.console import Console
+
+    from qtrack.campaign import run_plan
+    from qtrack.cli.progress import monitor
+    from qtrack.cli.render import remark
+
+    noted = _Noted(ledger)
+    try:
+        with monitor(Console(stderr=True)) as shown:
+            results = run_plan(plan, noted, shown)
+    except BaseException:
+        if noted.id:
+            remark("what was recorded until here: qtrack compare")
+        raise
+    return noted.id, results
+
+
+class _Noted:
+    """The ledger as a recorder, with the id of the campaign that it has opened."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.id = ""
+
+    @contextmanager
+    def campaign(self, setting: Setting) -> Iterator[CampaignRecord]:
+        with self.ledger.campaign(setting) as record:
+            self.id = record.id
+            yield record
+
+
+def _closing(strategies: list[Strategy], results: list[StageResult], ledger: Ledger) -> Iterator[str]:
+    """What came out, where the error sits, where it is kept, and what to look at next."""
+    from qtrack.ledger import mask_secrets
+    from qtrack.report.verdict import best, closest, sentences
+
+    yield ""
+    yield from sentences(strategies)
+    chosen = best(strategies) or closest(strategies)
+    outcomes = {result.name: result.outcome for result in results}
+    worst = outcomes[chosen.stage].worst_layer if chosen and chosen.stage in outcomes else None
+    if chosen and worst:
+        yield f"largest error in {chosen.stage}: {worst.layer} (own SQNR {worst.own_sqnr_db:.1f} dB)"
+    yield f"recorded in {mask_secrets(ledger.uri)}"
+    yield f"next: qtrack layers {chosen.stage} | qtrack ui" if chosen else "next: qtrack ui"
+
+
+def _overhead(seconds: float, total: float) -> str:
+    return f"ledger: {seconds:.1f} s of {total:.1f} s ({100 * seconds / total:.1f}%)"
+
+
+def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+    from qtrack.errors import PipelineError
+    from qtrack.recipe import load_yaml
+
+    pairs = [setting.partition("=") for setting in settings]
+    faults = [f"--set {key}: write it as key=value" for key, equals, _ in pairs if not (key and equals)]
+    if faults:
+        raise PipelineError(faults)
+    return {key: load_yaml(value, f"--set {key}", PipelineError) for key, _, value in pairs}

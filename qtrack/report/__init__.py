@@ -1,0 +1,1 @@
+"""What outcomes look like: tables as cells of text, figures as matplotlib objects."""

@@ -1,0 +1,283 @@
+"""Tables as cells of text: which columns, in which units. How they are drawn is the command line's affair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from qtrack.report.cells import (
+    NONE,
+    Scale,
+    bar,
+    number,
+    shortened,
+    significant,
+    size,
+    size_unit,
+)
+
+if TYPE_CHECKING:
+    from qtrack.ledger import Strategy
+
+Row = Mapping[str, Any]
+
+ANSWERS = {True: "yes", False: "no", None: "not sure"}
+SHORTEST_NAME = 12
+
+
+class Column(NamedTuple):
+    """A column's heading, of one or two lines, and the side on which its cells stand."""
+
+    title: str
+    align: Literal["left", "right"] = "right"
+
+
+class Table(NamedTuple):
+    """Cells of text with what belongs below them."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    headings: tuple[tuple[int, str], ...] = ()
+    """Lines that stand above the row of this position."""
+
+    @property
+    def width(self) -> int:
+        """Of the cells and headings, one space between columns."""
+        cells = [tuple(column.title for column in self.columns), *self.rows]
+        widths = (max(map(_width, column)) for column in zip(*cells, strict=True))
+        return sum(widths) + len(self.columns) - 1
+
+
+def _width(cell: str) -> int:
+    return max(map(len, cell.splitlines()), default=0)
+
+
+def comparison(strategies: Sequence[Strategy], width: int | None = None) -> Table:
+    """Strategies side by side; where a width is given, names of layers are shortened until they fit it."""
+    table = _comparison(strategies, None)
+    if width and table.width > width:
+        longest = max(len(s.worst_layer or "") for s in strategies)
+        return _comparison(strategies, max(longest - (table.width - width), SHORTEST_NAME))
+    return table
+
+
+def _comparison(strategies: Sequence[Strategy], name_width: int | None) -> Table:
+    scale = scale_of(strategies)
+    unit, bytes_per_unit = size_unit(s.size_bytes for s in strategies)
+    columns = (
+        Column("stage", "left"),
+        Column(f"{_only(s.metric for s in strategies) or 'metric'}\n{scale.unit}"),
+        Column(f"drop [{_confidence(strategies)}]\n{scale.difference_unit}"),
+        Column("target\nmet", "left"),
+        Column("SQNR\ndB"),
+        Column(f"size\n{unit}"),
+        Column("latency\nms/float"),
+        Column("float\nlayers"),
+        Column("worst layer", "left"),
+        Column("time\ns"),
+        Column("evals"),
+    )
+    drops = _intervals([(s.drop, s.drop_low, s.drop_high) for s in strategies], scale)
+    rows = tuple(
+        (
+            s.stage,
+            scale.text(s.value),
+            drop,
+            _answer(s),
+            number(s.sqnr_db, 1),
+            size(s.size_bytes, bytes_per_unit),
+            _latency(s),
+            _float_layers(s),
+            _name(s.worst_layer, name_width),
+            number(s.seconds, 1 if (s.seconds or 0) < 100 else 0),
+            number(s.evaluations),
+        )
+        for drop, s in zip(drops, strategies, strict=True)
+    )
+    return Table(columns, rows, tuple(_notes(strategies, scale)), tuple(_campaigns(strategies)))
+
+
+def scale_of(strategies: Iterable[Strategy]) -> Scale:
+    """How these strategies' metric is written."""
+    known = list(strategies)
+    return Scale.of((s.value for s in known), max((s.samples or 0 for s in known), default=None))
+
+
+def _notes(strategies: Sequence[Strategy], scale: Scale) -> Iterable[str]:
+    samples = _only(s.samples for s in strategies)
+    max_drop = _only(s.max_drop for s in strategies)
+    if samples:
+        yield f"{_only(s.metric for s in strategies) or 'metric'} over {samples:,} validation samples"
+    if max_drop is not None:
+        yield f"target: a drop of at most {scale.with_unit(max_drop)}, {_confidence(strategies)} sure"
+
+
+def _confidence(strategies: Sequence[Strategy]) -> str:
+    confidence = _only(s.confidence for s in strategies)
+    return "interval" if confidence is None else f"{100 * confidence:g}%"
+
+
+def _only(values: Iterable[Any]) -> Any:
+    """The one value that all share which have any, else None."""
+    found = {value for value in values if value is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _campaigns(strategies: Sequence[Strategy]) -> Iterable[tuple[int, str]]:
+    """Where each campaign begins, if there are several."""
+    if len({s.campaign for s in strategies}) > 1:
+        for i, s in enumerate(strategies):
+            if i == 0 or s.campaign != strategies[i - 1].campaign:
+                yield i, s.campaign or "without a campaign"
+
+
+def _intervals(drops: Sequence[tuple[float | None, float | None, float | None]], scale: Scale) -> list[str]:
+    """``0.6 [-0.1, 1.2]``, the numbers below each other."""
+    cells = [tuple(scale.text(part) for part in drop) for drop in drops]
+    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        NONE if drop[0] is None else f"{value:>{wide[0]}} [{low:>{wide[1]}}, {high:>{wide[2]}}]"
+        for drop, (value, low, high) in zip(drops, cells, strict=True)
+    ]
+
+
+def _answer(strategy: Strategy) -> str:
+    if strategy.status != "FINISHED":
+        return strategy.status
+    return ANSWERS[strategy.target_met] if strategy.drop is not None else NONE
+
+
+def _latency(strategy: Strategy) -> str:
+    if strategy.latency_ms is None:
+        return NONE
+    return f"{_milliseconds(strategy.latency_ms)}/{_milliseconds(strategy.float_latency_ms)}"
+
+
+def _float_layers(strategy: Strategy) -> str:
+    """The float model has no layer that was compared: all of it ran in float."""
+    return (
+        "all"
+        if strategy.value is not None and strategy.worst_layer is None
+        else number(strategy.float_layers)
+    )
+
+
+def _milliseconds(value: float | None) -> str:
+    return significant(value, 3 if value and value >= 1 else 2)
+
+
+def _name(name: str | None, width: int | None) -> str:
+    return NONE if name is None else shortened(name, width) if width else name
+
+
+def layers(rows: Sequence[Row], limit: int | None = None) -> Table:
+    """The layer table, the largest share of the error first; layers in float follow in their order."""
+    columns = (
+        Column("#"),
+        Column("layer", "left"),
+        Column("type", "left"),
+        Column("runs in", "left"),
+        Column("own SQNR\ndB", "left"),
+        Column("accumulated\ndB", "left"),
+        Column("weight\ndB"),
+        Column("saturated\n%"),
+        Column("params"),
+    )
+    ranked = worst_first(rows)
+    cells = tuple(
+        (
+            str(row["index"]),
+            row["layer"],
+            row["type"],
+            row["dtype"],
+            _decibels(row["own_sqnr_db"]),
+            _decibels(row["sqnr_db"]),
+            number(row["weight_sqnr_db"], 1),
+            number(None if row["saturation"] is None else 100 * row["saturation"], 1),
+            number(row["params"]),
+        )
+        for row in ranked[:limit]
+    )
+    note = "SQNR: signal to quantization noise, more is better; bars span 0 to 60 dB"
+    return Table(columns, cells, (*_left_out(len(ranked), limit), note))
+
+
+def moved(pairs: Sequence[Row], names: tuple[str, str], limit: int | None = None) -> Table:
+    """Two runs' layers, the largest change of the own share first."""
+    columns = (
+        Column("#"),
+        Column("layer", "left"),
+        Column("runs in", "left"),
+        Column(f"own SQNR, dB\n{names[0]} > {names[1]}"),
+        Column("change"),
+        Column(f"accumulated, dB\n{names[0]} > {names[1]}"),
+        Column("change"),
+    )
+    cells = tuple(
+        (
+            str(pair["index"]),
+            pair["layer"],
+            _from_to(pair["dtype"]),
+            _two(pair["own_sqnr_db"]),
+            _signed(pair["own_sqnr_db_change"]),
+            _two(pair["sqnr_db"]),
+            _signed(pair["sqnr_db_change"]),
+        )
+        for pair in pairs[:limit]
+    )
+    return Table(columns, cells, tuple(_left_out(len(pairs), limit)))
+
+
+def worst_first(rows: Iterable[Row]) -> list[Row]:
+    """Rows by their own share of the error; those without one keep the order of execution, at the end."""
+    return sorted(rows, key=lambda r: (r["own_sqnr_db"] is None, r["own_sqnr_db"] or 0.0, r["index"]))
+
+
+PAIRED = ("dtype", "sqnr_db", "own_sqnr_db", "weight_sqnr_db", "cosine", "nmse", "saturation")
+
+
+def paired_layers(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:
+    """One row per layer of either run, with both values; first those whose type changed, then by change."""
+    by_layer = [{row["layer"]: row for row in rows} for rows in (before, after)]
+    order = dict.fromkeys((*by_layer[1], *by_layer[0]))
+    return sorted((_pair(layer, *(rows.get(layer) for rows in by_layer)) for layer in order), key=_most_moved)
+
+
+def _most_moved(pair: Row) -> tuple[bool, bool, float, int]:
+    change = pair["own_sqnr_db_change"]
+    return len(set(pair["dtype"])) == 1, change is None, -abs(change or 0.0), pair["index"]
+
+
+def _pair(layer: str, before: Row | None, after: Row | None) -> dict[str, Any]:
+    known = after or before or {}
+    pair: dict[str, Any] = {"index": known["index"], "layer": layer, "type": known["type"]}
+    for field in PAIRED:
+        pair[field] = [row[field] if row else None for row in (before, after)]
+    for field in ("own_sqnr_db", "sqnr_db"):
+        first, second = pair[field]
+        pair[f"{field}_change"] = None if first is None or second is None else second - first
+    return pair
+
+
+def _left_out(count: int, limit: int | None) -> Iterable[str]:
+    if limit is not None and count > limit:
+        yield f"{count - limit} more layers; --limit {count} shows all"
+
+
+def _decibels(value: float | None) -> str:
+    return f"{number(value, 1):>5} {bar(value)}".rstrip()
+
+
+def _from_to(values: Sequence[Any]) -> str:
+    first, second = (NONE if value is None else str(value) for value in values)
+    return first if first == second else f"{first} > {second}"
+
+
+def _two(values: Sequence[float | None]) -> str:
+    return f"{number(values[0], 1):>5} > {number(values[1], 1):>5}"
+
+
+def _signed(value: float | None) -> str:
+    text = number(value, 1)
+    return f"+{text}" if value and value > 0 and text != "0.0" else text

@@ -1,0 +1,189 @@
+"""The files that a stage leaves with its run, each written from plain data."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from qtrack.ledger.masking import mask_secrets
+from qtrack.ledger.names import TARGET_MET, File
+from qtrack.outcome import LayerRow, Outcome
+from qtrack.recipe import Recipe, recipe_to_yaml
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qtrack.campaign import Setting, StageResult
+    from qtrack.stages import Judged
+
+Row = Mapping[str, Any]
+LAYER_COLUMNS = tuple(field.name for field in fields(LayerRow))
+SEARCH_COLUMNS = (
+    *("step", "recipe_digest", "metric", "value", "drop", "drop_low", "drop_high"),
+    *("meets_target", "float_layers", "seconds"),
+)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Strict JSON: null in place of NaN and infinity, which other readers refuse."""
+    path.write_text(json.dumps(plain(data), indent=2) + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text without secrets."""
+    path.write_text(mask_secrets(text), encoding="utf-8", errors="replace")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """A table as MLflow's ``log_table`` writes it, so that its UI compares it between runs."""
+    data = [[plain(row[column]) for column in columns] for row in rows]
+    path.write_text(json.dumps({"columns": list(columns), "data": data}), encoding="utf-8")
+
+
+def read_table(text: str) -> list[dict[str, Any]]:
+    """The rows of such a table; raises ValueError where it is none."""
+    table = json.loads(text)
+    if not isinstance(table, dict) or not {"columns", "data"} <= table.keys():
+        raise ValueError("not a table with columns and data")
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def plain(value: Any) -> Any:
+    """The same in types that JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def write_recipe(folder: Path, recipe: Recipe, previous: Recipe | None, names: tuple[str, str]) -> None:
+    """The recipe, and what it changed in that of the stage before; ``names`` are those of both stages."""
+    (folder / File.RECIPE).write_text(recipe_to_yaml(recipe), encoding="utf-8")
+    (folder / File.RECIPE_DIFF).write_text(recipe_diff(recipe, previous, names), encoding="utf-8")
+
+
+def recipe_diff(recipe: Recipe, previous: Recipe | None, names: tuple[str, str]) -> str:
+    """A unified diff of one line per changed field, each with its full path."""
+    if previous is None:
+        return "no earlier stage to compare with; recipe.yaml has it all\n"
+    old, new = (list(_lines(part.model_dump(mode="json"))) for part in (previous, recipe))
+    lines = difflib.unified_diff(old, new, *names, n=0, lineterm="")
+    changed = [line for line in lines if not line.startswith("@@")]
+    return "\n".join(changed or [f"the same recipe as {names[0]}"]) + "\n"
+
+
+def _lines(value: Any, path: str = "") -> Iterator[str]:
+    """``default.weight.bits: 8`` for every field; a whole override is one line, so that their order shows."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _lines(part, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for part in value:
+            yield f"{path}: {_flow(part)}"
+    else:
+        yield f"{path}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {name: part for name, part in value.items() if part is not None}
+    return (
+        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+        .strip()
+        .removesuffix("\n...")
+    )
+
+
+def write_results(folder: Path, result: StageResult, setting: Setting, task_fingerprint: str) -> list[str]:
+    """All tables and figures in numbers; returns the names of those that MLflow's UI shows as tables."""
+    outcome = result.outcome
+    write_table(folder / File.LAYERS, LAYER_COLUMNS, [asdict(row) for row in outcome.layers])
+    _write_samples(folder / File.SAMPLES, outcome, result.baseline)
+    write_json(folder / File.FINGERPRINT, _fingerprint(outcome, setting, task_fingerprint))
+    write_json(folder / File.COST, _cost(result))
+    if not result.probes:
+        return [File.LAYERS]
+    rows = [_probe(judged, step) for step, judged in enumerate(result.probes, start=1)]
+    write_table(folder / File.SEARCH, SEARCH_COLUMNS, rows)
+    return [File.LAYERS, File.SEARCH]
+
+
+def _probe(judged: Judged, step: int) -> dict[str, Any]:
+    outcome, drop = judged.outcome, judged.drop
+    return {
+        "step": step,
+        "recipe_digest": outcome.recipe.digest,
+        "metric": outcome.metric,
+        "value": outcome.value,
+        "drop": drop.value,
+        "drop_low": drop.low,
+        "drop_high": drop.high,
+        "meets_target": TARGET_MET[judged.meets_target],
+        "float_layers": len(outcome.float_layers),
+        "seconds": outcome.cost.seconds,
+    }
+
+
+def _write_samples(path: Path, outcome: Outcome, baseline: Outcome) -> None:
+    """One row per validation sample, in the split's order; columns that do not apply are empty."""
+    import pandas as pd
+
+    after, before = outcome.validation, baseline.validation
+    samples = len(after.scores)
+
+    def classes(values: NDArray[np.int64] | None) -> Any:
+        one_each = values is not None and values.shape == (samples,)
+        return pd.array(
+            values.tolist() if values is not None and one_each else [None] * samples, dtype="Int64"
+        )
+
+    columns = {
+        "index": np.arange(samples),
+        "score": after.scores,
+        "float_score": before.scores,
+        "label": classes(after.labels),
+        "prediction": classes(after.predictions),
+        "float_prediction": classes(before.predictions),
+    }
+    pd.DataFrame(columns).to_parquet(path, index=False)
+
+
+def _fingerprint(outcome: Outcome, setting: Setting, task_fingerprint: str) -> dict[str, Any]:
+    """What must be equal for an execution to count as the same."""
+    splits = {
+        name: {
+            "digest": split.digest,
+            "samples": split.samples,
+            "batches": split.batches,
+            "batch_size": split.batch_size,
+        }
+        for name, split in setting.splits.items()
+    }
+    return {
+        "recipe": outcome.recipe.digest,
+        "task": task_fingerprint,
+        **outcome.digests,
+        "splits": splits,
+        "scales": outcome.qparams,
+    }
+
+
+def _cost(result: StageResult) -> dict[str, Any]:
+    return {
+        "total": asdict(result.cost),
+        "final_execution": asdict(result.outcome.cost),
+        "probes": len(result.probes),
+    }

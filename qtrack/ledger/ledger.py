@@ -1,0 +1,148 @@
+"""The ledger as the rest of qtrack sees it: opened once, written to by campaigns, read by everything else."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
+from qtrack.ledger.files import read_table
+from qtrack.ledger.names import File, Tag
+from qtrack.ledger.read import Reader, Strategy, links_of, strategy_of
+from qtrack.ledger.store import Store, open_store
+from qtrack.ledger.write import CampaignWriter, recorded_campaign
+from qtrack.recipe import Recipe, load_yaml, parse, recipe_from_yaml
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from qtrack.campaign import Setting
+    from qtrack.ledger.write import Figures
+    from qtrack.pipeline import Pipeline
+
+
+class Ledger:
+    """A tracking store that answered; implements the campaign's Recorder."""
+
+    def __init__(self, store: Store, figures: Figures | None = None) -> None:
+        self._store = store
+        self._reader = Reader(store)
+        self._figures = figures
+
+    @classmethod
+    def open(
+        cls, uri: str | None = None, *, figures: Figures | None = None, folder: Path | None = None
+    ) -> Ledger:
+        """Open the store at a URI, at MLFLOW_TRACKING_URI, or by default ``mlflow.db`` in the working folder.
+
+        ``figures`` draws what is to be recorded with each stage. Raises StoreError, in seconds.
+        """
+        return cls(open_store(uri, folder), figures)
+
+    @property
+    def uri(self) -> str:
+        """Of the store, with whatever secrets it holds: mask it before it is shown."""
+        return self._store.uri
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent inside MLflow so far."""
+        return self._store.seconds
+
+    def campaign(self, setting: Setting) -> AbstractContextManager[CampaignWriter]:
+        """Open a campaign's record."""
+        return recorded_campaign(self._store, setting, self._figures)
+
+    def experiment_names(self) -> list[str]:
+        """Of all experiments that were not deleted."""
+        return sorted(self._reader.experiments().values())
+
+    def strategies(
+        self, runs: Sequence[str] = (), experiment: str | None = None, campaign: str | None = None
+    ) -> list[Strategy]:
+        """The runs named, or the stages of a campaign: the one named, or the latest (of the experiment)."""
+        experiments = self._experiments(experiment)
+        ids = list(experiments)
+        if runs:
+            found = [self._reader.run(reference, ids) for reference in runs]
+        else:
+            found = self._reader.stages(self._campaign(campaign, experiment, ids), ids)
+        return [strategy_of(run, experiments[run.info.experiment_id]) for run in found]
+
+    def layers(self, reference: str) -> list[dict[str, Any]]:
+        """The layer table of a run, in execution order."""
+        run = self._run(reference)
+        try:
+            return read_table(self._text(run, File.LAYERS))
+        except ValueError as error:
+            raise _corrupt(run, File.LAYERS, error) from error
+
+    def recipe(self, reference: str) -> Recipe:
+        """The recipe that a run executed."""
+        run = self._run(reference)
+        try:
+            return recipe_from_yaml(self._text(run, File.RECIPE), File.RECIPE)
+        except RecipeError as error:
+            raise _corrupt(run, File.RECIPE, error) from error
+
+    def pipeline(self, reference: str) -> Pipeline:
+        """The pipeline that a run was a stage of, with everything that was set when it was run."""
+        from qtrack.pipeline import Pipeline
+
+        run = self._run(reference)
+        owner = self._reader.campaign_run(run.data.tags.get(Tag.CAMPAIGN, ""), [run.info.experiment_id])
+        try:
+            data = load_yaml(self._text(owner, File.RESOLVED), File.RESOLVED, PipelineError)
+            return parse(Pipeline, data, File.RESOLVED, PipelineError)
+        except PipelineError as error:
+            raise _corrupt(owner, File.RESOLVED, error) from error
+
+    def links(self, strategies: Sequence[Strategy]) -> dict[str, str]:
+        """Pages of MLflow's UI that compare these strategies: fragments to put after its address."""
+        ids = {name: experiment for experiment, name in self._reader.experiments().items()}
+        return links_of(strategies, ids)
+
+    def _experiments(self, name: str | None = None) -> dict[str, str]:
+        """Names by id: of the one experiment, or of all."""
+        if name is None:
+            return self._reader.experiments()
+        found = self._store.experiment_named(name)
+        if found is None:
+            known = ", ".join(self.experiment_names())
+            raise RunNotFound(f"no experiment {name!r}; there are {known}")
+        return {found.experiment_id: found.name}
+
+    def _campaign(self, reference: str | None, experiment: str | None, ids: Sequence[str]) -> str:
+        if reference is not None:
+            return self._reader.campaign_named(reference, ids)
+        latest = self._reader.latest_campaign(ids)
+        if latest is None:
+            where = f"in the experiment {experiment!r}" if experiment else f"in {self._store}"
+            raise RunNotFound(f"no campaign is recorded {where}; start one with: qtrack run PIPELINE.yaml")
+        return latest
+
+    def _run(self, reference: str) -> Run:
+        return self._reader.run(reference, list(self._experiments()))
+
+    def _text(self, run: Run, path: str) -> str:
+        """The text of an artifact; raises StoreError where it cannot be had."""
+        with self._store.calling(f"list the files of the run {_shown(run)}") as client:
+            present = {file.path for file in client.list_artifacts(run.info.run_id)}
+        if path not in present:
+            raise StoreError(f"the run {_shown(run)} has left no {path}")
+        with (
+            tempfile.TemporaryDirectory(prefix="qtrack-") as folder,
+            self._store.calling(f"read {path} of the run {_shown(run)}") as client,
+        ):
+            return Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
+
+
+def _shown(run: Run) -> str:
+    return f"{run.info.run_name!r} ({run.info.run_id[:8]}, {run.info.status})"
+
+
+def _corrupt(run: Run, path: str, error: Exception) -> StoreError:
+    return StoreError(f"{path} of the run {_shown(run)} is corrupt: {str(error).splitlines()[0]}")

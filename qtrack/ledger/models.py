@@ -1,0 +1,110 @@
+"""Quantized models on disk: a ``state_dict`` that is read back and compared before it counts as saved.
+
+A statically quantized convolutional model pickles without complaint and can never be loaded again (torch
+2.13), so what is kept is the parameters, the recipe and an example. Reading them executes no code.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from qtrack.ledger.masking import mask_secrets
+from qtrack.outcome import Outcome
+from qtrack.recipe import Recipe, recipe_from_yaml, recipe_to_yaml
+
+if TYPE_CHECKING:
+    from qtrack.task import Inputs, Task
+
+log = logging.getLogger("qtrack")
+
+STATE, EXAMPLE, RECIPE = "state_dict.pt", "example.pt", "recipe.yaml"
+
+
+def save(task: Task, outcome: Outcome, folder: Path) -> str:
+    """Write the model into a new folder; returns ``saved``, or ``not saved: REASON`` and leaves no folder."""
+    try:
+        _write(outcome, folder)
+        _compare(task, outcome, folder)
+    except Exception as error:  # whatever a model of the user's may do; the stage's other results stay
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = (mask_secrets(str(error)).strip().splitlines() or [type(error).__name__])[0][:250]
+        log.warning("the model is not saved: %s", reason)
+        return f"not saved: {reason}"
+    return "saved"
+
+
+def load(task: Task, folder: Path) -> nn.Module:
+    """The model in a folder, on the CPU, in the structure that its recipe and the task give."""
+    from qtrack.engine import rebuild
+
+    recipe = recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), str(folder / RECIPE))
+    return rebuild(task, recipe, _load(folder / STATE))
+
+
+def _write(outcome: Outcome, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    torch.save(outcome.model.state_dict(), folder / STATE)
+    torch.save(outcome.example, folder / EXAMPLE)
+    (folder / RECIPE).write_text(recipe_to_yaml(outcome.recipe), encoding="utf-8")
+
+
+def _load(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="TypedStorage is deprecated"
+        )  # torch's own, for quantized tensors
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _compare(task: Task, outcome: Outcome, folder: Path) -> None:
+    """Raise ValueError unless the model on disk does what the one in memory does, bit for bit."""
+    example = _load(folder / EXAMPLE)
+    with _engine_of(outcome.recipe), torch.no_grad():
+        expected = _run(outcome.model, outcome.example)
+        found = _run(load(task, folder), example)
+    if not _same(expected, found):
+        raise ValueError("read back, it gives other outputs than the model in memory")
+
+
+def _engine_of(recipe: Recipe) -> Any:
+    if recipe.engine is None:
+        return nullcontext()
+    from qtrack.backends.torch_ao import using_engine
+
+    return using_engine(recipe.engine)
+
+
+def _run(model: nn.Module, example: Inputs) -> Any:
+    if model.training:
+        model.eval()
+    return model(**example) if isinstance(example, dict) else model(*example)
+
+
+def _same(first: Any, second: Any) -> bool:
+    ours, shape = tree_flatten(first)
+    theirs, other_shape = tree_flatten(second)
+    return shape == other_shape and all(_same_leaf(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _same_leaf(first: Any, second: Any) -> bool:
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return bool(first == second)
+    return (
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and torch.equal(_bits(first), _bits(second))
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes: NaN equals NaN here, and -0 is not 0."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,170 @@
+"""Every key that qtrack writes to MLflow, and why. Others read these names: add, never rename.
+
+* **One run per stage, flat.** MLflow's UI collapses nested runs: tables and charts of them look empty. Runs
+  of one campaign share the tag ``qtrack.campaign``; the campaign itself is one more run, of that kind.
+* **Identity is a tag**, what a person filters by is a short **param**, what is measured is a **metric**.
+* **Layers are steps.** One metric key with the layer's index as step gives a curve that the UI lays over
+  those of other runs; a key per layer makes its chart page unusable. The table of runs shows the *last* point
+  of a curve, so summaries stand beside the curves under names of their own.
+* **Names differ in their first letters**, because narrow charts cut them; a prefix makes a section of the
+  chart page (``layers/``, ``seconds/``, ``train/``, ``search/``), others stand under "Model metrics".
+* **Values that do not apply are absent**: MLflow would store an infinity as 1.8e308.
+* Whatever a list of runs needs is in tags and metrics, because reading an artifact of each run is slow.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+
+from qtrack.recipe import Dynamic, Float16, Recipe, Static, WeightOnly
+
+
+class Tag:
+    """Tags of a run."""
+
+    KIND = "qtrack.kind"
+    """stage or campaign"""
+    CAMPAIGN = "qtrack.campaign"
+    STAGE = "qtrack.stage"
+    INDEX = "qtrack.index"
+    PIPELINE = "qtrack.pipeline"
+    RECIPE_DIGEST = "qtrack.recipe_digest"
+    TASK_FINGERPRINT = "qtrack.task_fingerprint"
+    """Over the digests of all splits and of the float weights: equal means that figures can be compared."""
+    GIT_COMMIT = "qtrack.git_commit"
+    GIT_DIRTY = "qtrack.git_dirty"
+    BACKEND = "qtrack.backend"
+    ENGINE = "qtrack.engine"
+    VERDICT = "qtrack.verdict"
+    HEARTBEAT = "qtrack.heartbeat"
+    """When the writing process was last known to live, in UTC; a running run with an old one is dead."""
+    STARTED_FROM = "qtrack.started_from"
+    """The stage whose recipe this one rewrote."""
+    TARGET_MET = "qtrack.target_met"
+    """yes, no, or not sure"""
+    WORST_LAYER = "qtrack.worst_layer"
+    MODEL = "qtrack.model"
+    """saved, or not saved with the reason"""
+    METRIC = "qtrack.metric"
+    """The task's own name for its metric; the metric's key may be another where MLflow refuses the name."""
+    MAX_DROP = "qtrack.max_drop"
+    CONFIDENCE = "qtrack.confidence"
+    SAMPLES = "qtrack.samples"
+    """Validation samples behind the drop and its interval."""
+
+
+class Shown:
+    """Tags that give a run its place in MLflow's own UI."""
+
+    NOTE = "mlflow.note.content"
+    USER = "mlflow.user"
+    SOURCE = "mlflow.source.name"
+    SOURCE_TYPE = "mlflow.source.type"
+    COMMIT = "mlflow.source.git.commit"
+    TABLES = "mlflow.loggedArtifacts"
+    CONTEXT = "mlflow.data.context"
+
+
+class Metric:
+    """Metrics of a stage beside the task's own."""
+
+    DROP = "drop"
+    DROP_LOW = "drop_low"
+    DROP_HIGH = "drop_high"
+    SQNR_DB = "sqnr_db"
+    """Of the network's output."""
+    SIZE_BYTES = "size_bytes"
+    LATENCY_MS = "latency_ms"
+    LATENCY_IQR_MS = "latency_iqr_ms"
+    FLOAT_LATENCY_MS = "float_latency_ms"
+    FLOAT_LAYERS = "float_layers"
+    SECONDS = "seconds"
+    EVALUATIONS = "evaluations"
+    FORWARD_SAMPLES = "forward_samples"
+    NONFINITE = "nonfinite_samples"
+    WORST_OWN_SQNR_DB = "layers/worst_own_sqnr_db"
+    MEDIAN_OWN_SQNR_DB = "layers/median_own_sqnr_db"
+    LAYER_CURVES = ("sqnr_db", "own_sqnr_db", "weight_sqnr_db")
+    """Columns of the layer table that become the curves layers/COLUMN, with the layer's index as step."""
+
+
+class File:
+    """Artifacts of a run."""
+
+    PIPELINE = "pipeline.yaml"
+    """As the user wrote it."""
+    RESOLVED = "pipeline_resolved.yaml"
+    """As it was run: with what was set on the command line, and every default."""
+    SUMMARY = "summary.json"
+    ENVIRONMENT = "environment.json"
+    RECIPE = "recipe.yaml"
+    RECIPE_DIFF = "recipe.diff"
+    LAYERS = "layers.json"
+    SEARCH = "search.json"
+    SAMPLES = "samples.parquet"
+    FINGERPRINT = "fingerprint.json"
+    COST = "cost.json"
+    LOG = "log.txt"
+    ERROR = "error.txt"
+    FIGURES = "figures"
+    MODEL = "model"
+
+
+STAGE, CAMPAIGN = "stage", "campaign"
+TARGET_MET = {True: "yes", False: "no", None: "not sure"}
+
+MAX_KEY = 250
+_OWN = {value for name, value in vars(Metric).items() if name.isupper() and isinstance(value, str)}
+
+
+def metric_key(name: str) -> str:
+    """The name with whatever MLflow refuses in a metric's key replaced, so that it stays readable."""
+    cleaned = re.sub(r"[^\w/. -]", "_", name)
+    parts = [part for part in posixpath.normpath(cleaned).split("/") if part.strip(". ")]
+    return "/".join(parts)[:MAX_KEY].rstrip("/") or "metric"
+
+
+def task_metric_key(name: str) -> str:
+    """The key of a metric that the task names, apart from qtrack's own."""
+    key = metric_key(name)
+    return f"task/{key}" if key in _OWN else key
+
+
+def test_metric_key(name: str) -> str:
+    """The same metric on the test split."""
+    return task_metric_key(f"test_{name}")
+
+
+def params_of(recipe: Recipe, calibration_samples: int) -> dict[str, str]:
+    """What a person filters and sorts by; what has no effect in the recipe's mode is left out."""
+    weight = getattr(recipe.default, "weight", None)
+    activation = getattr(recipe.default, "activation", None)
+    params = {"mode": recipe.default.mode, "bits": _bits(recipe), "seed": str(recipe.seed)}
+    if weight is not None:
+        params |= {"granularity": weight.granularity, "weight_observer": weight.observer.kind}
+    if activation is not None:
+        params |= {"activation_observer": activation.observer.kind, "qat_epochs": "0"}
+        params |= {"reduce_range": str(activation.reduce_range).lower()}
+        params |= {
+            "calibration_samples": str(
+                min(recipe.calibration.samples or calibration_samples, calibration_samples)
+            )
+        }
+    if recipe.training is not None:
+        params["qat_epochs"] = str(recipe.training.epochs)
+    return params
+
+
+def _bits(recipe: Recipe) -> str:
+    """w8a8: weights and activations of 8 bits; w8: activations in float."""
+    match recipe.default:
+        case Static(weight=weight, activation=activation):
+            return f"w{weight.bits}a{activation.bits}"
+        case Dynamic(weight=weight):
+            return f"w{weight.bits}a8"
+        case WeightOnly(weight=weight):
+            return f"w{weight.bits}"
+        case Float16():
+            return "w16"
+    return "w32"

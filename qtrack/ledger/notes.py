@@ -1,0 +1,62 @@
+"""What stands under a run's name in MLflow's UI: a few sentences in Markdown, and where to go from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qtrack.ledger.names import TARGET_MET
+
+if TYPE_CHECKING:
+    from qtrack.campaign import StageResult
+
+_TARGET = {
+    True: "The target is met.",
+    False: "The target is missed.",
+    None: "Too few samples to say if the target is met.",
+}
+
+
+def stage_note(campaign: str, result: StageResult) -> str:
+    """A stage: its metric, its drop with interval, its worst layer."""
+    outcome, worst = result.outcome, result.outcome.worst_layer
+    said = f"**{_cell(result.name)}**: {_cell(headline(result))}."
+    lines = [f"{said} {_TARGET[result.judged.meets_target]}"]
+    if worst is not None:
+        lines.append(f"Worst layer: {_code(worst.layer)}, {worst.own_sqnr_db:.1f} dB of its own.")
+    if result.probes:
+        lines.append(f"Its search tried {len(result.probes)} recipes: `search.json`.")
+    if outcome.warnings:
+        lines.append(f"{len(outcome.warnings)} warnings: `log.txt`.")
+    lines.append(f"Layers: {_code(f'qtrack layers {campaign}/{result.name}')}. {_compare(campaign)}")
+    return "\n\n".join(lines)
+
+
+def campaign_note(campaign: str, results: Sequence[StageResult]) -> str:
+    """A campaign: one row for each stage."""
+    if not results:
+        return "No stage came to its end: see `error.txt` and `log.txt` of the last stage's run."
+    rows = [
+        f"| {_cell(result.name)} | {_cell(headline(result))} | {TARGET_MET[result.judged.meets_target]} |"
+        for result in results
+    ]
+    return "\n".join(["| stage | result | target met |", "|---|---|---|", *rows, "", _compare(campaign)])
+
+
+def headline(result: StageResult) -> str:
+    """The metric with its drop and the drop's interval."""
+    drop = result.judged.drop
+    interval = f"{drop.low:.4f} to {drop.high:.4f} at {drop.confidence:.0%}"
+    return f"{result.outcome.metric} {result.outcome.value:.4f}, drop {drop.value:.4f} ({interval})"
+
+
+def _compare(campaign: str) -> str:
+    return f"All stages: {_code(f'qtrack compare --campaign {campaign}')}"
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', '')}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")

@@ -1,0 +1,278 @@
+"""Records a campaign while it runs: one MLflow run for it, one for each stage."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from qtrack.ledger import models
+from qtrack.ledger.files import write_json, write_recipe, write_results, write_text
+from qtrack.ledger.logs import Lines, captured
+from qtrack.ledger.metrics import points_of
+from qtrack.ledger.names import CAMPAIGN, STAGE, TARGET_MET, File, Shown, Tag, params_of
+from qtrack.ledger.notes import campaign_note, headline, stage_note
+from qtrack.ledger.quiet import hurried
+from qtrack.ledger.run import OpenRun
+from qtrack.ledger.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from qtrack.campaign import Setting, StageResult
+    from qtrack.data import SplitInfo
+    from qtrack.pipeline import StageSpec
+    from qtrack.recipe import Recipe
+
+    Figures = Callable[[StageResult], Iterable[tuple[str, Figure]]]
+
+log = logging.getLogger("qtrack")
+
+FIGURE_DPI = 120
+
+
+@contextmanager
+def recorded_campaign(store: Store, setting: Setting, figures: Figures | None) -> Iterator[CampaignWriter]:
+    """Open the campaign's own run, and end it with what its stages came to."""
+    with captured() as lines:
+        campaign = CampaignWriter(store, setting, figures, lines)
+        with campaign.run.kept():
+            campaign.begin()
+            try:
+                yield campaign
+            except BaseException:
+                with hurried():
+                    campaign.finish()
+                raise
+            campaign.finish()
+
+
+class CampaignWriter:
+    """Implements CampaignRecord."""
+
+    def __init__(self, store: Store, setting: Setting, figures: Figures | None, lines: Lines) -> None:
+        self.store = store
+        self.setting = setting
+        self.figures = figures
+        self.lines = lines
+        self.id = _campaign_id(setting.plan.pipeline.name)
+        self.fingerprint = task_fingerprint(setting)
+        self.stage_of_recipe: dict[str, str] = {}
+        self.results: Sequence[StageResult] = ()
+        self.experiment = store.experiment_for(setting.plan.task.name)
+        self.run = OpenRun(store, self.experiment, self.id, self.tags(CAMPAIGN), lines)
+
+    def tags(self, kind: str) -> dict[str, str]:
+        """What all runs of the campaign have in common."""
+        pipeline = self.setting.plan.pipeline
+        git = self.setting.environment.get("git") or {}
+        tags = {
+            Tag.KIND: kind,
+            Tag.CAMPAIGN: self.id,
+            Tag.PIPELINE: pipeline.name,
+            Tag.TASK_FINGERPRINT: self.fingerprint,
+            Tag.METRIC: self.setting.plan.task.metric,
+            Tag.MAX_DROP: repr(pipeline.target.max_drop),
+            Tag.CONFIDENCE: repr(pipeline.target.confidence),
+            Shown.SOURCE: "qtrack",
+            Shown.SOURCE_TYPE: "LOCAL",
+            Shown.USER: _user(),
+        }
+        if git.get("commit"):
+            tags |= {Tag.GIT_COMMIT: git["commit"], Shown.COMMIT: git["commit"]}
+            tags |= {Tag.GIT_DIRTY: str(bool(git.get("dirty"))).lower()}
+        return tags
+
+    def begin(self) -> None:
+        """What is known before the first stage."""
+        with self.run.files() as folder:
+            resolved = _pipeline_text(self.setting)
+            write_text(folder / File.PIPELINE, self.setting.plan.source or resolved)
+            write_text(folder / File.RESOLVED, resolved)
+            write_json(folder / File.ENVIRONMENT, self.setting.environment)
+
+    @contextmanager
+    def stage(self, spec: StageSpec, index: int) -> Iterator[StageWriter]:
+        """Open a stage's run, complete in its tags, before its work begins."""
+        stage = StageWriter(self, spec, index)
+        with stage.run.kept():
+            stage.begin()
+            yield stage
+
+    def summary(self, results: Sequence[StageResult]) -> None:
+        """Kept until the end: this may be called while an exception is on its way."""
+        self.results = tuple(results)
+
+    def finish(self) -> None:
+        """Write the summary; a store that has gone away is no second error."""
+        try:
+            with self.run.files() as folder:
+                write_json(folder / File.SUMMARY, [_summary(result) for result in self.results])
+            self.run.log(tags={Shown.NOTE: campaign_note(self.id, self.results)})
+        except Exception as error:
+            log.warning("the summary could not be recorded: %s", error)
+
+
+class StageWriter:
+    """Implements StageRecord."""
+
+    def __init__(self, campaign: CampaignWriter, spec: StageSpec, index: int) -> None:
+        self.campaign = campaign
+        self.spec = spec
+        recipe = campaign.setting.plan.pipeline.recipe
+        tags = campaign.tags(STAGE) | _recipe_tags(recipe) | {Tag.STAGE: spec.name, Tag.INDEX: str(index)}
+        if spec.start is not None:
+            tags[Tag.STARTED_FROM] = spec.start
+        self.run = OpenRun(campaign.store, campaign.experiment, spec.name, tags, campaign.lines)
+
+    def begin(self) -> None:
+        """Data and environment stand on record before the work."""
+        self.campaign.lines.note(f"stage {self.spec.name!r} begins: run {self.run.id}")
+        self.run.datasets(
+            [_dataset(self.campaign.setting, split) for split in self.campaign.setting.splits.values()]
+        )
+        with self.run.files() as folder:
+            write_json(folder / File.ENVIRONMENT, self.campaign.setting.environment)
+
+    def recipe(self, recipe: Recipe, previous: Recipe | None) -> None:
+        """Recorded at once, so that a crash leaves it behind."""
+        before = self._started_from(previous)
+        with self.run.files() as folder:
+            write_recipe(folder, recipe, previous, (before, self.spec.name))
+        self.campaign.lines.note(f"recipe {recipe.digest[:12]}, from {before}")
+        calibration = self.campaign.setting.splits.get("calibration")
+        params = params_of(recipe, calibration.samples if calibration else 0)
+        self.run.log(params=params, tags=_recipe_tags(recipe) | {Tag.STARTED_FROM: before})
+
+    def _started_from(self, previous: Recipe | None) -> str:
+        if previous is None:
+            return "pipeline"
+        return self.spec.start or self.campaign.stage_of_recipe.get(previous.digest, "before")
+
+    def report(self, key: str, value: float, step: int) -> None:
+        """A point on a curve."""
+        self.run.report(key, value, step)
+
+    def result(self, result: StageResult) -> None:
+        """Numbers first, then files; each in as few calls as there can be."""
+        outcome = result.outcome
+        self.campaign.stage_of_recipe[outcome.recipe.digest] = result.name
+        for warning in outcome.warnings:
+            log.warning("%s: %s", result.name, warning)
+        params = {"float_layers": str(len(outcome.float_layers))}
+        self.campaign.lines.note(f"{headline(result)}; {result.cost.seconds:.1f} s")
+        self.run.log(points_of(result), params=params, tags=_result_tags(result))
+        with self.run.files() as folder:
+            tables = write_results(folder, result, self.campaign.setting, self.campaign.fingerprint)
+            self._draw(folder, result)
+            saved = models.save(self.campaign.setting.plan.task, outcome, folder / File.MODEL)
+        self.campaign.lines.note(f"model {saved}")
+        self.run.log(
+            tags={
+                Tag.MODEL: saved,
+                Shown.TABLES: _table_tag(tables),
+                Shown.NOTE: stage_note(self.campaign.id, result),
+            }
+        )
+
+    def _draw(self, folder: Path, result: StageResult) -> None:
+        """Figures are an extra: one that fails is a warning."""
+        try:
+            for name, figure in self.campaign.figures(result) if self.campaign.figures else ():
+                (folder / File.FIGURES).mkdir(exist_ok=True)
+                figure.savefig(folder / File.FIGURES / f"{name}.png", dpi=FIGURE_DPI)
+        except Exception as error:
+            log.warning("%s: a figure could not be drawn: %s: %s", result.name, type(error).__name__, error)
+
+
+def task_fingerprint(setting: Setting) -> str:
+    """Digest over the splits and the float weights: equal means that figures can be compared."""
+    from qtrack.engine.digests import digest_of
+
+    parts = [f"{name}:{split.digest}" for name, split in sorted(setting.splits.items())]
+    parts.append(f"float_weights:{digest_of(setting.plan.task.model().state_dict())}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _campaign_id(pipeline: str) -> str:
+    """Readable, sorted by time within a pipeline, and without the slash that parts it from a stage's name."""
+    name = re.sub(r"[^\w.-]+", "-", pipeline).strip("-.")[:40] or "campaign"
+    return f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
+
+
+def _pipeline_text(setting: Setting) -> str:
+    """The pipeline as it runs, as a pipeline file."""
+    return str(yaml.safe_dump(setting.plan.pipeline.model_dump(mode="json"), sort_keys=False))
+
+
+def _recipe_tags(recipe: Recipe) -> dict[str, str]:
+    tags = {Tag.RECIPE_DIGEST: recipe.digest, Tag.BACKEND: recipe.backend}
+    return tags | ({Tag.ENGINE: recipe.engine} if recipe.engine else {})
+
+
+def _result_tags(result: StageResult) -> dict[str, str]:
+    worst = result.outcome.worst_layer
+    tags = {
+        Tag.TARGET_MET: TARGET_MET[result.judged.meets_target],
+        Tag.SAMPLES: str(result.judged.drop.samples),
+    }
+    tags[Tag.METRIC] = result.outcome.metric
+    return tags | ({Tag.WORST_LAYER: worst.layer} if worst else {})
+
+
+def _table_tag(paths: Iterable[str]) -> str:
+    return json.dumps([{"path": path, "type": "table"} for path in paths])
+
+
+def _dataset(setting: Setting, split: SplitInfo) -> DatasetInput:
+    profile = {
+        "samples": split.samples,
+        "batches": split.batches,
+        "batch_size": split.batch_size,
+        "sha256": split.digest,
+    }
+    dataset = Dataset(
+        name=f"{setting.plan.task.name}/{split.name}",
+        digest=split.digest[:36],  # as many as MLflow keeps
+        source_type="code",
+        source=json.dumps({"task": setting.plan.pipeline.task, "split": split.name}),
+        profile=json.dumps(
+            profile | {"per_class": {str(label): count for label, count in split.per_class.items()}}
+        ),
+    )
+    return DatasetInput(dataset, [InputTag(Shown.CONTEXT, split.name)])
+
+
+def _summary(result: StageResult) -> dict[str, Any]:
+    outcome, drop = result.outcome, result.judged.drop
+    return {
+        "stage": result.name,
+        "metric": outcome.metric,
+        "value": outcome.value,
+        "drop": drop.value,
+        "drop_low": drop.low,
+        "drop_high": drop.high,
+        "target_met": result.judged.meets_target,
+        "float_layers": len(outcome.float_layers),
+        "size_bytes": outcome.size_bytes,
+        "seconds": result.cost.seconds,
+        "recipe_digest": outcome.recipe.digest,
+    }

@@ -4,8 +4,8 @@ A recipe holds no weights, data, paths or Python callables. It goes to YAML and 
 and equal digests mean equal configurations. Decisions that are costly to reverse:
 
 * The digest is taken over the canonical JSON *without the fields that stand at their default*, so that a
-  field which a later version adds does not change the digest of recipes written before. Defaults therefore never
-  change; a better default is a new stage or a new version.
+  field which a later version adds does not change the digest of recipes written before. Defaults therefore
+  never change; a better default is a new stage or a new version.
 * A scheme holds only the fields that take effect in its mode; anything else is refused instead of ignored.
 * Overrides are ordered and the last match wins. A match on a module covers everything inside it.
 """
@@ -282,7 +282,7 @@ class Recipe(Frozen):
         return self.default
 
     def with_mode(self, mode: Mode) -> Recipe:
-        """The whole model in this mode, weights and activations as they were where it has any; no training."""
+        """The whole model in this mode, weights and activations as they were if it has any; no training."""
         kept = {
             part: getattr(self.default, part)
             for part in ("weight", "activation")

@@ -52,7 +52,7 @@ class Task(ABC):
         raise TaskError(f"{type(self).__name__} has no test()")
 
     def training(self) -> Iterable[Batch]:
-        """Optional, needed by QAT: one epoch, shuffled by torch's global generator, which the recipe seeds."""
+        """Optional, needed by QAT: one epoch, shuffled by torch's own generator, which the recipe seeds."""
         raise TaskError(f"{type(self).__name__} has no training(), which QAT needs")
 
     def loss(self, output: Any, batch: Batch) -> Tensor:

@@ -47,6 +47,7 @@ def test_the_metric_is_the_mean_of_the_samples_scores():
 def test_a_float_recipe_measures_the_model_as_it_is():
     outcome = execute(Tiny(), STATIC.with_mode("float"))
     assert outcome.layers == ()
+    assert outcome.float_layers == ("stem", "block.conv", "head")
     assert outcome.sqnr_db is None
     assert outcome.digests["parameters"] == outcome.digests["float_weights"]
     assert outcome.size_bytes == sum(

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from report_samples import BROKEN, FALLBACK, FLOAT, PER_CHANNEL, PTQ, QAT, STRATEGIES
 
-from qtrack.report.verdict import best, closest, sentences, smallest
+from qtrack.report.verdict import best, closest, sentences
 
 
 def test_the_best_meets_the_target_for_sure():
@@ -13,35 +13,22 @@ def test_the_float_model_is_no_answer():
     assert best([FLOAT, PTQ]) is None
 
 
-def test_of_equal_metrics_the_one_with_fewer_float_layers_is_best():
-    assert best([replace(QAT, stage="mixed", float_layers=2), QAT]) is QAT
+def test_of_those_that_meet_it_the_smallest_is_best():
+    mixed = replace(QAT, stage="mixed", value=0.999, size_bytes=58_304, float_layers=3)
+    assert best([mixed, QAT, PTQ]) is QAT
 
 
-def test_of_those_the_smaller_is_best():
-    assert best([replace(QAT, stage="wide", size_bytes=50_000), QAT]) is QAT
+def test_of_equal_sizes_the_better_metric_is_best():
+    assert best([replace(QAT, stage="worse", value=0.5), QAT]) is QAT
 
 
 def test_the_closest_has_the_smallest_drop_at_worst():
     assert closest([PTQ, PER_CHANNEL, FALLBACK, BROKEN]) is FALLBACK
 
 
-def test_the_smallest_that_meets_the_target_may_be_another():
-    mixed = replace(QAT, stage="mixed", value=0.98, size_bytes=58_304, float_layers=3)
-    assert best([mixed, QAT]) is mixed
-    assert smallest([mixed, QAT, PTQ]) is QAT
-
-
 def test_it_is_said_which_is_best():
     (line,) = sentences(STRATEGIES)
-    assert line == "best that surely meets the target: qat (drop 0.7 points, at worst 1.6; 44.1 kB)"
-
-
-def test_it_is_said_which_is_smallest_where_it_is_another():
-    mixed = replace(QAT, stage="mixed", value=0.98, size_bytes=58_304, float_layers=3)
-    lines = list(sentences([mixed, QAT]))
-    assert lines[0].startswith("best that surely meets the target: mixed (")
-    assert lines[0].endswith("; 58.3 kB; 3 layers in float)")
-    assert lines[1].startswith("smallest that does: qat (")
+    assert line == "smallest that surely meets the target: qat (drop 0.7 points, at worst 1.6; 44.1 kB)"
 
 
 def test_it_is_said_that_none_is_sure():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from qtrack.backends.base import Backend, Prepared, Quantized
+from qtrack.backends.base import Backend, Prepared, Quantized, layers_with_weights
 from qtrack.errors import BackendUnavailable
 
 BACKENDS = {
@@ -22,4 +22,4 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-__all__ = ["BACKENDS", "Backend", "Prepared", "Quantized", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "Prepared", "Quantized", "layers_with_weights", "load_backend"]

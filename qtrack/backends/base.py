@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from qtrack.numerics import Pair
 from qtrack.recipe import Recipe
@@ -34,6 +34,19 @@ class Quantized:
     """Scales and zero-points by layer, as plain numbers and lists."""
     float_layers: tuple[str, ...] = ()
     """Layers with weights that stayed in float."""
+
+
+def layers_with_weights(model: nn.Module) -> tuple[str, ...]:
+    """Names of all modules whose weights could be quantized: no norms, whose weights are vectors."""
+    return tuple(name for name, module in model.named_modules() if has_weights(module))
+
+
+def has_weights(module: nn.Module) -> bool:
+    """Is it a layer whose weights can be quantized?"""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return True
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() >= 2
 
 
 class Backend(Protocol):

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats as freeze_fused_bn
 from torch.ao.quantization import (
@@ -27,7 +26,7 @@ from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
 from torch.fx import GraphModule
 
-from qtrack.backends.base import Prepared, Quantized
+from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.fx_pairing import UserModule, pair_graphs, qparams_of
 from qtrack.backends.fx_tracing import explain, untraceable
 from qtrack.backends.torch_ao import dynamic_qconfig, quiet, static_qconfig
@@ -37,10 +36,10 @@ from qtrack.recipe import Dynamic, Float, Float16, Module, Recipe, Static, Weigh
 from qtrack.task import Inputs
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 NO_STATIC_KERNEL = (*RECURRENT, *LOOKUPS)
-DYNAMIC_KERNEL = (nn.Linear, *RECURRENT)
+DYNAMIC_KERNEL = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 AnyScheme = Static | Dynamic | WeightOnly | Float16 | Float
 
 
@@ -146,22 +145,14 @@ def _ancestry(name: str) -> Iterator[str]:
         yield ".".join(parts[:end])
 
 
-def _has_weights(module: nn.Module) -> bool:
-    """Is it a layer whose weights can be quantized (not a norm, whose weights are vectors)?"""
-    weight = getattr(module, "weight", None)
-    return isinstance(module, RECURRENT) or (isinstance(weight, torch.Tensor) and weight.dim() >= 2)
-
-
 def _weighted(module: nn.Module) -> nn.Module:
     """The layer inside a module that fusion made of it and its activation."""
-    return (
-        module if _has_weights(module) else next(child for child in module.children() if _has_weights(child))
-    )
+    return module if has_weights(module) else next(child for child in module.children() if has_weights(child))
 
 
 def _feasible(module: nn.Module, scheme: AnyScheme) -> AnyScheme:
     """The scheme, or float where torch.ao has no kernel for the module in that mode."""
-    if not _has_weights(module):
+    if not has_weights(module):
         return scheme if isinstance(scheme, Static) else Float()
     possible = {
         "static": not isinstance(module, NO_STATIC_KERNEL),
@@ -181,7 +172,7 @@ def _refuse_named(
         name = override.layer
         if name is None or name not in wanted:
             continue
-        if wanted[name].mode != feasible[name].mode and _has_weights(model.get_submodule(name)):
+        if wanted[name].mode != feasible[name].mode and has_weights(model.get_submodule(name)):
             kind = type(model.get_submodule(name)).__name__
             raise RecipeError(
                 f"recipe.overrides[{i}]: fx has no {wanted[name].mode} kernel for {name} ({kind})"
@@ -194,7 +185,7 @@ def _stays_float(
     """One line for each mode that some layers cannot run in."""
     left: dict[str, list[str]] = {}
     for name, scheme in wanted.items():
-        if _has_weights(model.get_submodule(name)) and scheme.mode != feasible[name].mode:
+        if has_weights(model.get_submodule(name)) and scheme.mode != feasible[name].mode:
             left.setdefault(scheme.mode, []).append(f"{name} ({type(model.get_submodule(name)).__name__})")
     return tuple(
         f"{len(names)} layers stay float, fx has no {mode} kernel for them: {_some(names)}"
@@ -223,7 +214,7 @@ def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme])
     training = recipe.training is not None
     mapping = _function_mapping(recipe.default, training=training)
     for name, module in model.named_modules():
-        if name and _has_weights(module):
+        if name and has_weights(module):
             mapping.set_module_name(name, _qconfig(module, schemes[name], training=training))
         elif name and isinstance(schemes[name], Float):
             mapping.set_module_name(name, None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtrack.backends import Backend, Prepared, Quantized, load_backend
+from qtrack.backends import Backend, Prepared, Quantized, layers_with_weights, load_backend
 from qtrack.backends.torch_ao import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
@@ -151,7 +151,7 @@ class _Execution:
             sqnr_db=compared.output.sqnr_db if compared else None,
             histograms=self._histograms(quantized, compared) if quantized and compared else {},
             qparams=quantized.qparams if quantized else {},
-            float_layers=quantized.float_layers if quantized else (),
+            float_layers=quantized.float_layers if quantized else layers_with_weights(model),
             digests={
                 "parameters": digest_of(state),
                 "behaviour": validation.output_digest,

@@ -73,10 +73,8 @@ def compare_many(
     options = options or Options()
     lockstep = Lockstep(pairs)
     tallies = [[_Tally(site, options) for site in (*pair.sites, pair.output)] for pair in pairs]
-    by_site = {tally.site: tally for candidate in tallies for tally in candidate}
-    order = [by_site.get(site) for _, site in lockstep.visits]
-    outputs = [candidate[-1] for candidate in tallies]
-    order = [tally or outputs[visit[0]] for tally, visit in zip(order, lockstep.visits, strict=True)]
+    by_visit = {(i, tally.site.index): tally for i, candidate in enumerate(tallies) for tally in candidate}
+    order = [by_visit[i, site.index] for i, site in lockstep.visits]
     samples = 0
     with torch.inference_mode():
         for inputs in batches:
@@ -162,7 +160,7 @@ class _Tally:
             met = self.accumulated.add(reference, value, batch.position, _representable(value))
             self.clipped += met.clipped
             self.elements += met.elements if value.is_quantized else 0
-            if len(met.noise) == batch.size and reference.energy is not None:
+            if len(met.noise) == batch.size:
                 noise, signal = noise + met.noise, signal + reference.energy
         self._add_samples(noise, signal, batch)
         if self.site.index < 0:

@@ -1,4 +1,4 @@
-"""Runs a reference and any number of quantized networks side by side and hands out the places where they meet."""
+"""Runs a reference and quantized networks side by side and hands out the places where they meet."""
 
 from __future__ import annotations
 

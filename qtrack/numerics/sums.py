@@ -1,15 +1,17 @@
 """Running sums from which every error measure follows, for any number of batches.
 
-Tensors are read in blocks small enough for the processor's cache, each block once for all measures: reading a
-large activation from memory costs more than all the arithmetic on it. Within a block sums are float32, between
+Tensors are read in blocks small enough for the processor's cache, each block once for all measures: reading
+a large activation from memory costs as much as the arithmetic on it. Within a block sums are float32, between
 blocks float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,17 +42,20 @@ def ratio_db(signal: float, noise: float) -> float | None:
 class Reference:
     """A reference tensor, sample by sample; what is known of it alone is found once for all that meet it."""
 
+    energy: Values
+    """By sample; like the ranges, known once it has met something or ``learn`` was called."""
+    low: Values
+    high: Values
+
     def __init__(self, tensor: Tensor, *, sample: int | None = None) -> None:
-        """With ``sample``, only so many elements of each row are looked at: a block at a place fixed by its shape."""
+        """With ``sample``, only so many elements of each row are looked at, at a place fixed by its width."""
         self.layout = _Layout(tensor)
         self.rows = self.layout.rows(tensor.float())
-        self.energy: Values | None = None
-        self.low: Values = np.full(len(self.rows), math.inf)
-        self.high: Values = np.full(len(self.rows), -math.inf)
         self.columns = _some_columns(self.rows.shape[1], sample)
+        self.known = False
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each block."""
+        """Rows and columns of each block: several whole rows, or a part of one."""
         width = max(min(self.columns.stop - self.columns.start, BLOCK), 1)
         height = max(BLOCK // width, 1)
         for top in range(0, len(self.rows), height):
@@ -58,63 +63,107 @@ class Reference:
                 yield slice(top, top + height), slice(left, min(left + width, self.columns.stop))
 
     def learn(self) -> None:
-        """Energy and range of each sample."""
-        if self.energy is None:
-            self.energy = np.zeros(len(self.rows))
+        """Find each sample's energy and range."""
+        if not self.known:
+            seen = _Seen()
             for rows, columns in self.blocks():
-                self._learn_block(self.rows[rows, columns], rows, self.energy)
+                seen.add(self.rows[rows, columns])
+            self._know(seen)
 
-    def _learn_block(self, block: Tensor, rows: slice, energy: Values) -> None:
-        energy[rows] += _energies(block)
-        if block.shape[1]:
-            self.low[rows] = np.minimum(self.low[rows], block.amin(1).numpy())
-            self.high[rows] = np.maximum(self.high[rows], block.amax(1).numpy())
+    def _know(self, seen: _Seen) -> None:
+        samples = len(self.rows)
+        self.energy = _energies(seen.norms, samples)
+        self.low = _by_sample(seen.lows, samples, lambda lows: lows.min(1, initial=math.inf))
+        self.high = _by_sample(seen.highs, samples, lambda highs: highs.max(1, initial=-math.inf))
+        self.known = True
 
     def meet(self, actual: Tensor, representable: tuple[float, float] | None = None) -> Meeting:
         """Energies of what came instead and of its error, sample by sample; what lay outside is counted."""
         rows = self.layout.rows(actual)
-        found = Meeting.zero(len(self.rows))
-        first = self.energy is None
-        energy = np.zeros(len(self.rows)) if self.energy is None else self.energy
+        seen, found = _Seen(), _Found()
         for top, left in self.blocks():
             reference, other = self.rows[top, left], rows[top, left]
-            other = other.dequantize() if other.is_quantized else other.float()
-            if first:  # while the block is in the cache
-                self._learn_block(reference, top, energy)
-            found.add(reference, other, top)
-            if representable:
-                found.clipped += self._outside(reference, top, representable)
-        self.energy = energy
-        return found
+            if not self.known:  # now, while the block is in the cache
+                seen.add(reference)
+            found.add(reference, other)
+            if representable and self._reaches_beyond(representable, top, seen):
+                found.outside += _outside(reference, representable)
+        if not self.known:
+            self._know(seen)
+        return found.meeting(len(self.rows), self.rows.shape[0] * (self.columns.stop - self.columns.start))
 
-    def _outside(self, block: Tensor, rows: slice, representable: tuple[float, float]) -> int:
-        """Elements that a range cuts off, counted only where the samples' own ranges go beyond it."""
-        low, high = representable
-        below = int((block < low).sum()) if self.low[rows].min() < low else 0
-        return below + (int((block > high).sum()) if self.high[rows].max() > high else 0)
+    def _reaches_beyond(self, representable: tuple[float, float], rows: slice, seen: _Seen) -> bool:
+        """Most blocks do not, and need no counting."""
+        low = self.low[rows].min() if self.known else seen.lows[-1].min()
+        high = self.high[rows].max() if self.known else seen.highs[-1].max()
+        return bool(low < representable[0] or high > representable[1])
 
 
-@dataclass
-class Meeting:
+class Meeting(NamedTuple):
     """A reference and what came instead, on one batch."""
 
     noise: Values
+    """Energy of the error, by sample."""
     actual: Values
-    largest: float = 0.0
-    clipped: int = 0
-    elements: int = 0
+    """Energy of what came, by sample."""
+    largest: float
+    """Largest error."""
+    clipped: int
+    elements: int
 
-    @classmethod
-    def zero(cls, samples: int) -> Meeting:
-        return cls(np.zeros(samples), np.zeros(samples))
 
-    def add(self, reference: Tensor, actual: Tensor, rows: slice) -> None:
-        self.elements += reference.numel()
-        self.actual[rows] += _energies(actual)
-        error = torch.sub(reference, actual)
-        self.noise[rows] += _energies(error)
+class _Seen:
+    """What the blocks of one tensor gave, not yet added up: each number fetched alone would cost more."""
+
+    def __init__(self) -> None:
+        self.norms: list[Tensor] = []
+        self.lows: list[Tensor] = []
+        self.highs: list[Tensor] = []
+
+    def add(self, block: Tensor) -> None:
+        self.norms.append(torch.linalg.vector_norm(block, dim=1))
+        self.lows.append(block.amin(1))
+        self.highs.append(block.amax(1))
+
+
+class _Found:
+    """The same for two tensors that met."""
+
+    def __init__(self) -> None:
+        self.noise: list[Tensor] = []
+        self.actual: list[Tensor] = []
+        self.extremes: list[Tensor] = []
+        self.outside = 0
+
+    def add(self, reference: Tensor, actual: Tensor) -> None:
+        plain = actual.dequantize() if actual.is_quantized else actual.float()
+        self.actual.append(torch.linalg.vector_norm(plain, dim=1))
+        error = torch.sub(reference, plain, out=plain if actual.is_quantized else None)
+        self.noise.append(torch.linalg.vector_norm(error, dim=1))
         if error.numel():
-            self.largest = max(self.largest, float(error.amax()), -float(error.amin()))
+            self.extremes += (error.amin(), error.amax())
+
+    def meeting(self, samples: int, elements: int) -> Meeting:
+        noise, actual = _energies(self.noise, samples), _energies(self.actual, samples)
+        largest = float(torch.stack(self.extremes).abs().max()) if self.extremes else 0.0
+        return Meeting(noise, actual, largest, self.outside, elements)
+
+
+def _energies(norms: list[Tensor], samples: int) -> Values:
+    return _by_sample(norms, samples, lambda found: (found * found).sum(1))
+
+
+def _by_sample(parts: list[Tensor], samples: int, total: Callable[[Values], Values]) -> Values:
+    """One number per sample out of one for each of its blocks, in order."""
+    if not parts:
+        return total(np.zeros((samples, 0)))
+    return total(torch.cat(parts).double().numpy().reshape(samples, -1))
+
+
+def _outside(block: Tensor, representable: tuple[float, float]) -> int:
+    """Elements that a range cuts off."""
+    low, high = representable
+    return int(torch.count_nonzero(block < low)) + int(torch.count_nonzero(block > high))
 
 
 class _Layout:
@@ -136,11 +185,6 @@ class _Layout:
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-def _energies(block: Tensor) -> Values:
-    norms: Values = torch.linalg.vector_norm(block, dim=1).double().numpy()
-    return norms * norms
 
 
 def _some_columns(width: int, sample: int | None) -> slice:
@@ -173,7 +217,6 @@ class ErrorSums:
     ) -> Meeting:
         """Add a batch whose first sample stands at ``position``."""
         met = reference.meet(actual, representable)
-        assert reference.energy is not None
         good = np.isfinite(met.noise) & np.isfinite(reference.energy) & np.isfinite(met.actual)
         self.signal += float(reference.energy[good].sum())
         self.noise += float(met.noise[good].sum())

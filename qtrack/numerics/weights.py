@@ -26,7 +26,6 @@ def weight_error(weight: Tensor | None, actual: Tensor | None) -> WeightError:
         return WeightError()
     reference = Reference(weight.detach())
     met = reference.meet(actual.detach())
-    assert reference.energy is not None
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.nan_to_num(met.noise / reference.energy, nan=0.0, posinf=0.0)
     worst = int(share.argmax())

@@ -20,13 +20,11 @@ def candidates(strategies: Sequence[Strategy]) -> list[Strategy]:
 
 
 def best(strategies: Sequence[Strategy]) -> Strategy | None:
-    """Of those that surely meet the target: best metric, then fewest float layers, then smallest."""
-    met = [s for s in candidates(strategies) if s.target_met]
-    return max(met, key=lambda s: (s.value, -(s.float_layers or 0), -(s.size_bytes or 0)), default=None)
+    """Of those that surely meet the target the smallest, then the one with the best metric.
 
-
-def smallest(strategies: Sequence[Strategy]) -> Strategy | None:
-    """Of those that surely meet the target: smallest, then best metric."""
+    The target says what may be lost; within it, size is what quantization is for, and unlike latency it does
+    not depend on the machine's mood.
+    """
     met = [s for s in candidates(strategies) if s.target_met and s.size_bytes]
     return min(met, key=lambda s: (s.size_bytes, -(s.value or 0.0)), default=None)
 
@@ -42,14 +40,12 @@ def sentences(strategies: Sequence[Strategy]) -> Iterator[str]:
         yield "no stage quantized anything"
         return
     scale = scale_of(strategies)
-    chosen, small, near = best(strategies), smallest(strategies), closest(strategies)
+    chosen, near = best(strategies), closest(strategies)
     if chosen is None and near is not None:
         sure = "" if all(s.target_met is False for s in candidates(strategies)) else " surely"
         yield f"no strategy{sure} meets the target; closest: {_described(near, scale)}"
     elif chosen is not None:
-        yield f"best that surely meets the target: {_described(chosen, scale)}"
-        if small is not None and small is not chosen:
-            yield f"smallest that does: {_described(small, scale)}"
+        yield f"smallest that surely meets the target: {_described(chosen, scale)}"
 
 
 def _described(strategy: Strategy, scale: Scale) -> str:

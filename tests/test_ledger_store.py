@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ledger_made import record, setting
 from mlflow import MlflowClient
 
 from qtrack.errors import StoreError
-from qtrack.ledger import Ledger, mask_secrets, preflight
+from qtrack.ledger import Ledger, mask_secrets, preflight, sqlite_file
 from qtrack.ledger.preflight import explain
 
 pytest_plugins = ("ledger_store",)
@@ -124,7 +126,7 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path):
 
 
 def test_a_locked_database_is_one_line_in_seconds(empty_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "LOCK_S", 0.2)
+    monkeypatch.setattr(sqlite_file, "LOCK_S", 0.2)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     other = sqlite3.connect(tmp_path / "mlflow.db")
     other.execute("BEGIN EXCLUSIVE")
@@ -172,14 +174,29 @@ def test_the_patience_of_mlflow_is_left_as_it_was(refused, monkeypatch):
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
-def test_an_older_database_is_copied_before_mlflow_migrates_it(empty_store, tmp_path):
+def test_an_older_database_is_copied_before_mlflow_migrates_it(empty_store, tmp_path, caplog):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'older'")
     database.close()
     with pytest.raises(StoreError, match="out-of-date database schema"):
         Ledger.open()
-    assert (tmp_path / "mlflow.db.schema-older").exists()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db.schema-older")) as copy:
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchone() == ("older",)
+    assert "kept a copy as mlflow.db.schema-older" in caplog.text
+
+
+def test_a_store_that_another_process_is_creating_is_waited_for(empty_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_file, "LOCK_S", 0.1)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    creating = sqlite3.connect(tmp_path / "mlflow.db", check_same_thread=False)
+    creating.execute("BEGIN EXCLUSIVE")
+    lock = FileLock(tmp_path / "mlflow.db.lock", thread_local=False)
+    lock.acquire()
+    end = threading.Timer(1, lambda: (creating.close(), lock.release()))
+    end.start()
+    assert Ledger.open().experiment_names() == ["Default"]
+    end.join()
 
 
 RECORD = """

@@ -14,11 +14,11 @@ from qtrack.ledger.quiet import settle_environment
 
 if TYPE_CHECKING:
     from qtrack.ledger.ledger import Ledger
-    from qtrack.ledger.read import Strategy
+    from qtrack.ledger.strategy import Strategy
 
 settle_environment()
 
-_HOMES = {"Ledger": "qtrack.ledger.ledger", "Strategy": "qtrack.ledger.read"}
+_HOMES = {"Ledger": "qtrack.ledger.ledger", "Strategy": "qtrack.ledger.strategy"}
 
 __all__ = ["Ledger", "Strategy", "mask_secrets"]
 

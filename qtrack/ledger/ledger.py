@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
 from qtrack.ledger.files import read_table
+from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
-from qtrack.ledger.read import Reader, Strategy, links_of, strategy_of
+from qtrack.ledger.read import Reader
 from qtrack.ledger.store import Store, open_store
+from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.recipe import Recipe, load_yaml, parse, recipe_from_yaml
 

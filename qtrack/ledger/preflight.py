@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
@@ -56,13 +57,15 @@ T = TypeVar("T")
 def check(uri: str) -> None:
     """Raise StoreError in one line where the store cannot be reached or opened."""
     scheme = scheme_of(uri)
+    if scheme == "sqlite":
+        return  # its file is looked at as it is opened
     if scheme in ("http", "https"):
         _check_server(uri)
-    elif scheme in DATABASES and scheme != "sqlite":  # whose file is looked at as it is opened
+    elif scheme in DATABASES:
         _within(ANSWER_S, uri, lambda: _connect(uri))
     elif scheme in ("", "file"):
         _check_file_store(uri)
-    elif ":" in uri and scheme not in ("databricks", "databricks-uc", "uc"):
+    elif scheme not in ("databricks", "databricks-uc", "uc"):
         _check_supported(uri, scheme)
 
 
@@ -135,7 +138,7 @@ def _check_supported(uri: str, scheme: str) -> None:
     """A scheme that is not MLflow's own may come from a plugin."""
     try:
         MlflowClient(uri)
-    except Exception as error:
+    except UnsupportedModelRegistryStoreURIException as error:
         raise failure(uri, f"unknown scheme {scheme!r}; MLflow knows {KNOWN}") from error
 
 

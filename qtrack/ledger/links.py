@@ -1,0 +1,49 @@
+"""Pages of MLflow's own UI that compare strategies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from qtrack.ledger.names import Tag, task_metric_key
+from qtrack.ledger.read import tagged
+from qtrack.ledger.strategy import Strategy
+
+
+def links_of(strategies: Sequence[Strategy], experiments: Mapping[str, str]) -> dict[str, str]:
+    """Fragments of addresses in MLflow's UI (``#/...``) by what they show; ``experiments``: ids by name."""
+    if not strategies:
+        return {}
+    ids = list(dict.fromkeys(experiments[strategy.experiment] for strategy in strategies))
+    runs = [strategy.run_id for strategy in strategies]
+    table = _table_link(ids[0], strategies)
+    both = f"runs={_encoded(runs)}&experiments={_encoded(ids)}"
+    curve = "layers/own_sqnr_db"
+    plot = f"metric={_encoded(curve)}&plot_metric_keys={_encoded([curve])}&x_axis=step"
+    return {
+        "table": table,
+        "charts": f"{table}&compareRunsMode=CHART",
+        "artifacts": f"{table}&compareRunsMode=ARTIFACT",
+        "compare": f"#/compare-runs?{both}",
+        "layers": f"#/metric/{quote(curve, safe='')}?{both}&{plot}",
+    }
+
+
+def _table_link(experiment: str, strategies: Sequence[Strategy]) -> str:
+    """Sorted by the metric, because that brings its column into the table."""
+    campaigns = {strategy.campaign for strategy in strategies}
+    campaign = campaigns.pop() if len(campaigns) == 1 else None
+    runs = ", ".join(f"'{strategy.run_id}'" for strategy in strategies)
+    chosen = tagged(Tag.CAMPAIGN, campaign) if campaign else f"attributes.run_id IN ({runs})"
+    link = f"#/experiments/{quote(experiment, safe='')}/runs?searchFilter={quote(chosen, safe='')}"
+    metric = next((strategy.metric for strategy in strategies if strategy.metric), None)
+    if metric is None:
+        return link
+    key = quote(f"metrics.`{task_metric_key(metric)}`", safe="")
+    return f"{link}&orderByKey={key}&orderByAsc=false"
+
+
+def _encoded(value: Any) -> str:
+    return quote(json.dumps(value, separators=(",", ":")), safe="")

@@ -1,12 +1,18 @@
 """Networks of the shapes that people quantize, untrained: the cost of looking at them is the same.
 
-They follow He et al. 2016 (ResNet-18) and Sandler et al. 2018 (MobileNetV2), with ReLU6 as there.
+They follow He et al. 2016 (ResNet-18) and Sandler et al. 2018 (MobileNetV2), with ReLU6 as there; the digits
+network is the trained one of ``pipelines/``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+from qtrack.task import Task, load_task
 
 
 class Basic(nn.Module):
@@ -97,11 +103,19 @@ class MobileNetV2(nn.Module):
         return self.fc(self.mean(self.last(self.blocks(self.stem(x)))).flatten(1))
 
 
+def digits_task() -> Task:
+    """The digits task of the pipelines, with its trained network and its images."""
+    return load_task("digits.py:Digits", Path(__file__).resolve().parents[1] / "pipelines")
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": ResNet18,
+    "mobilenet_v2": MobileNetV2,
+    "digits": lambda: digits_task().model(),
+}
+
+
 def network(name: str) -> nn.Module:
     """A network with fixed weights, in eval mode and channels-last."""
     torch.manual_seed(0)
-    return (
-        {"resnet18": ResNet18, "mobilenet_v2": MobileNetV2}[name]()
-        .eval()
-        .to(memory_format=torch.channels_last)
-    )
+    return NETWORKS[name]().eval().to(memory_format=torch.channels_last)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from qtrack.stages import Judged
 
 Row = Mapping[str, Any]
-LAYER_COLUMNS = tuple(field.name for field in fields(LayerRow))
+SHOWN_FIRST = ("layer", "own_sqnr_db")
+"""The UI groups runs by a table's first column and compares its second."""
+LAYER_COLUMNS = (*SHOWN_FIRST, *(f.name for f in fields(LayerRow) if f.name not in SHOWN_FIRST))
 SEARCH_COLUMNS = (
     *("step", "recipe_digest", "metric", "value", "drop", "drop_low", "drop_high"),
     *("meets_target", "float_layers", "seconds"),

@@ -131,6 +131,7 @@ def test_the_machines_engine_is_settled_in_the_recipe():
     assert settled(STATIC) is STATIC
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch's own, for quantized tensors
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only", "float16", "float"])
 def test_a_state_dict_loads_into_a_rebuilt_model_bit_for_bit(mode, tmp_path):
     result = outcome(STATIC.with_mode(mode))

@@ -27,7 +27,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 from torch.fx import GraphModule
 
 from qtrack.backends.base import Prepared, Quantized, has_weights
-from qtrack.backends.fx_pairing import UserModule, pair_graphs, qparams_of
+from qtrack.backends.fx_pairing import UserModule, pair_graphs, qparams_of, user_modules
 from qtrack.backends.fx_tracing import explain, untraceable
 from qtrack.backends.torch_ao import dynamic_qconfig, quiet, static_qconfig
 from qtrack.backends.weights import store_small
@@ -57,7 +57,7 @@ class FxBackend:
         wanted = {name: recipe.scheme_for(lineage) for name, lineage in _lineages(model).items()}
         feasible = {n: _feasible(model.get_submodule(n), scheme) for n, scheme in wanted.items()}
         _refuse_named(recipe, model, wanted, feasible)
-        details = _Details(feasible, {name: _user_module(module) for name, module in model.named_modules()})
+        details = _Details(feasible, user_modules(model))
         prepared = self._prepare(model, recipe, feasible, example)
         return Prepared(prepared, recipe, details, _stays_float(model, wanted, feasible))
 
@@ -127,10 +127,6 @@ def _copy(model: nn.Module) -> GraphModule:
     assert isinstance(model, GraphModule)
     copied: GraphModule = copy.deepcopy(model)
     return copied
-
-
-def _user_module(module: nn.Module) -> UserModule:
-    return UserModule(type(module).__name__, sum(parameter.numel() for parameter in module.parameters()))
 
 
 def _lineages(model: nn.Module) -> dict[str, tuple[Module, ...]]:

@@ -70,6 +70,14 @@ class UserModule(NamedTuple):
     params: int
 
 
+def user_modules(model: nn.Module) -> dict[str, UserModule]:
+    """What a float model has under each name."""
+    return {
+        name: UserModule(type(module).__name__, sum(parameter.numel() for parameter in module.parameters()))
+        for name, module in model.named_modules()
+    }
+
+
 def pair_graphs(
     reference: GraphModule, converted: GraphModule, modules: Mapping[str, UserModule], example: Inputs
 ) -> Pair:
@@ -87,7 +95,7 @@ def pair_graphs(
         sites.append(
             Site(index, *names.of(start), dtype, params, start.name, end.name, actual.name, *weights)
         )
-    return Pair(reference, converted, tuple(sites), _is_observer)
+    return Pair(Program(reference, _is_observer), Program(converted), tuple(sites))
 
 
 def _is_observer(module: Any) -> bool:
@@ -152,9 +160,9 @@ class _Names:
     """The float model's name for each node: the module's, or the surrounding module's and the function's."""
 
     def __init__(self, reference: GraphModule, modules: Mapping[str, UserModule]) -> None:
-        attributes = reference.meta["_observed_graph_module_attrs"]
+        attributes = reference.meta.get("_observed_graph_module_attrs")
         self.graph = reference
-        self.scopes: Mapping[str, tuple[str, Any]] = attributes.node_name_to_scope
+        self.scopes: Mapping[str, tuple[str, Any]] = attributes.node_name_to_scope if attributes else {}
         self.modules = modules
         self.taken: dict[str, int] = {}
 
@@ -168,8 +176,14 @@ class _Names:
         if node.op == "call_module":
             return str(node.target), self.modules[str(node.target)].type
         function = _base_name(self.graph, node)
-        scope = self.scopes.get(node.name, ("", None))[0]
+        scope = self.scopes[node.name][0] if node.name in self.scopes else _innermost(node)
         return (f"{scope}.{function}" if scope else function), function
+
+
+def _innermost(node: Node) -> str:
+    """The module in which tracing met the node."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return str(list(stack.values())[-1][0])
 
 
 def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:

@@ -58,6 +58,12 @@ def read_table(text: str) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
+def in_schema_order(row: dict[str, Any]) -> dict[str, Any]:
+    """A layer's row with the layer table's fields in their own order; fields of other versions come last."""
+    known = [f.name for f in fields(LayerRow) if f.name in row]
+    return {name: row[name] for name in (*known, *(name for name in row if name not in known))}
+
+
 def plain(value: Any) -> Any:
     """The same in types that JSON knows."""
     if isinstance(value, Mapping):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
-from qtrack.ledger.files import read_table
+from qtrack.ledger.files import in_schema_order, read_table
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.read import Reader
@@ -78,7 +78,7 @@ class Ledger:
         """The layer table of a run, in execution order."""
         run = self._run(reference)
         try:
-            return read_table(self._text(run, File.LAYERS))
+            return [in_schema_order(row) for row in read_table(self._text(run, File.LAYERS))]
         except ValueError as error:
             raise _corrupt(run, File.LAYERS, error) from error
 

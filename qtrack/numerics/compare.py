@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qtrack.numerics.graph import Inputs, Step
 from qtrack.numerics.lockstep import Lockstep, Meeting
-from qtrack.numerics.sites import Pair, Site
+from qtrack.numerics.sites import OUTPUTS, Pair, Site
 from qtrack.numerics.sketch import Sketch
+from qtrack.numerics.steps import Inputs, Step
 from qtrack.numerics.sums import BAD_SAMPLE_DB, ErrorSums, Reference
 from qtrack.numerics.weights import WeightError, weight_error
 from qtrack.outcome import LayerRow
@@ -72,7 +72,7 @@ def compare_many(
     """The same for several candidates with one reference, which runs once for all of them."""
     options = options or Options()
     lockstep = Lockstep(pairs)
-    tallies = [[_Tally(site, options) for site in (*pair.sites, pair.output)] for pair in pairs]
+    tallies = [[_Tally(site, options) for site in (*pair.sites, OUTPUTS)] for pair in pairs]
     by_visit = {(i, tally.site.index): tally for i, candidate in enumerate(tallies) for tally in candidate}
     order = [by_visit[i, site.index] for i, site in lockstep.visits]
     samples = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,18 +11,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_flatten
 
-Inputs = tuple[Any, ...] | dict[str, Any]
+from qtrack.numerics.steps import OUTPUT, Inputs, Step, cannot_rerun
+
 Values = dict[Node, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One node as it ran: what went in (tensors only), what came out, and a way to run it on other inputs."""
-
-    node: str
-    inputs: tuple[Tensor, ...]
-    output: Any
-    rerun: Callable[[tuple[Tensor, ...]], Any]
 
 
 class Program:
@@ -51,7 +41,7 @@ class Program:
         arguments = iter(inputs) if isinstance(inputs, tuple) else iter(())
         for node in self.nodes:
             if node.op == "output":
-                yield Step(node.name, (), map_arg(node.args[0], values.__getitem__), _cannot_rerun)
+                yield Step(OUTPUT, (), map_arg(node.args[0], values.__getitem__), cannot_rerun)
                 return
             values[node] = self._value(node, values, inputs, arguments)
             if node.name in wanted:
@@ -94,7 +84,7 @@ def _function(module: GraphModule, node: Node) -> Callable[..., Any]:
     if node.op == "call_method":
         name = str(node.target)
         return lambda receiver, *args, **kwargs: getattr(receiver, name)(*args, **kwargs)
-    return node.target if callable(node.target) else _cannot_rerun
+    return node.target if callable(node.target) else cannot_rerun
 
 
 def _last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
@@ -108,10 +98,6 @@ def _last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
     for used, node in last.items():
         uses.setdefault(node, []).append(used)
     return uses
-
-
-def _cannot_rerun(*arguments: Any) -> Any:
-    raise AssertionError("inputs and outputs of a network are no layers")
 
 
 def _is_fed(argument: Any, values: Values) -> bool:

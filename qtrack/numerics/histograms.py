@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from qtrack.numerics.compare import tensors_in
-from qtrack.numerics.graph import Inputs
 from qtrack.numerics.lockstep import Lockstep
 from qtrack.numerics.sites import Pair, Site
+from qtrack.numerics.steps import Inputs
 from qtrack.outcome import Bars, LayerHistograms
 
 BINS = 120
@@ -20,7 +20,7 @@ BINS = 120
 def histograms(pair: Pair, inputs: Inputs, layers: Collection[str]) -> dict[str, LayerHistograms]:
     """Weights, and output activations on one batch, of the named layers."""
     sites = tuple(site for site in pair.sites if site.layer in layers)
-    narrowed = Pair(pair.reference, pair.actual, sites, pair.transparent)
+    narrowed = Pair(pair.reference, pair.actual, sites)
     found = {}
     with torch.inference_mode():
         for _, site, _, end, actual in Lockstep([narrowed]).run(inputs):

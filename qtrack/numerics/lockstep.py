@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from qtrack.numerics.graph import Inputs, Program, Step
-from qtrack.numerics.sites import Pair, Site
+from qtrack.numerics.sites import OUTPUTS, Pair, Site
+from qtrack.numerics.steps import Inputs, Runner, Step
 
 
 class Meeting(NamedTuple):
@@ -23,11 +23,11 @@ class Meeting(NamedTuple):
 
 
 class Lockstep:
-    """Pairs that share one reference, which runs once for all of them."""
+    """Pairs that share one reference, the first one's, which runs once for all of them."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.reference = Program(pairs[0].reference, pairs[0].transparent)
-        self.candidates = [Program(pair.actual) for pair in pairs]
+        self.reference = pairs[0].reference
+        self.candidates = [pair.actual for pair in pairs]
         self.visits = _in_execution_order(pairs)
         self.uses = Counter(node for _, site in self.visits for node in {site.start, site.end})
         self.candidate_uses = [Counter(s.actual for c, s in self.visits if c == i) for i in range(len(pairs))]
@@ -36,8 +36,8 @@ class Lockstep:
         """Every site in execution order, and last the outputs; tensors are dropped after their use."""
         reference = _Reader(self.reference, inputs, self.uses)
         candidates = [
-            _Reader(program, inputs, uses)
-            for program, uses in zip(self.candidates, self.candidate_uses, strict=True)
+            _Reader(runner, inputs, uses)
+            for runner, uses in zip(self.candidates, self.candidate_uses, strict=True)
         ]
         for candidate, site in self.visits:
             start = reference.at(site.start)
@@ -49,14 +49,14 @@ def _in_execution_order(pairs: Sequence[Pair]) -> list[tuple[int, Site]]:
     """All candidates' sites, layer by layer."""
     visits = [(i, site) for i, pair in enumerate(pairs) for site in pair.sites]
     visits.sort(key=lambda visit: visit[1].index)
-    return visits + [(i, pair.output) for i, pair in enumerate(pairs)]
+    return visits + [(i, OUTPUTS) for i in range(len(pairs))]
 
 
 class _Reader:
     """Takes steps from a run in any order; a step waits until it was asked for as often as ``uses`` says."""
 
-    def __init__(self, program: Program, inputs: Inputs, uses: Counter[str]) -> None:
-        self.steps = program.run(inputs, uses)
+    def __init__(self, runner: Runner, inputs: Inputs, uses: Counter[str]) -> None:
+        self.steps = runner.run(inputs, uses)
         self.left = Counter(uses)
         self.waiting: dict[str, Step] = {}
 

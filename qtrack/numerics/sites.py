@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
-from torch.fx import GraphModule
+
+from qtrack.numerics.steps import OUTPUT, Runner
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +38,10 @@ class Site:
 class Pair:
     """A fused float network, the quantized one, and the sites that they share, in execution order."""
 
-    reference: GraphModule
-    actual: GraphModule
+    reference: Runner
+    actual: Runner
     sites: tuple[Site, ...]
-    transparent: Callable[[Any], bool] = lambda module: False
-    """Tells the modules (observers) that the reference passes through."""
-
-    @property
-    def output(self) -> Site:
-        """The networks' outputs, as one more site."""
-        last = _output(self.reference)
-        return Site(-1, "", "output", "float32", 0, last, last, _output(self.actual))
 
 
-def _output(graph: GraphModule) -> str:
-    return str(next(node.name for node in reversed(graph.graph.nodes) if node.op == "output"))
+OUTPUTS = Site(-1, "", "output", "float32", 0, OUTPUT, OUTPUT, OUTPUT)
+"""The networks' own outputs, as one more site."""

@@ -30,7 +30,7 @@ class Sketch:
     def add(self, rows: Tensor) -> None:
         """Add some of a batch's elements; rows are samples."""
         some = rows[:, : max(ELEMENTS // max(len(rows), 1), 1)].contiguous()
-        bits = some.view(torch.int32).numpy().reshape(-1)
+        bits = some.view(torch.int32).cpu().numpy().reshape(-1)
         self.counts += np.bincount((bits >> SHIFT) & (BUCKETS - 1), minlength=BUCKETS)
 
     @property

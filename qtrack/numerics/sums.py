@@ -79,7 +79,7 @@ class Reference:
 
     def meet(self, actual: Tensor, representable: tuple[float, float] | None = None) -> Meeting:
         """Energies of what came instead and of its error, sample by sample; what lay outside is counted."""
-        rows = self.layout.rows(actual)
+        rows = self.layout.rows(actual.to(self.rows.device))
         seen, found = _Seen(), _Found()
         for top, left in self.blocks():
             reference, other = self.rows[top, left], rows[top, left]
@@ -157,7 +157,7 @@ def _by_sample(parts: list[Tensor], samples: int, total: Callable[[Values], Valu
     """One number per sample out of one for each of its blocks, in order."""
     if not parts:
         return total(np.zeros((samples, 0)))
-    return total(torch.cat(parts).double().numpy().reshape(samples, -1))
+    return total(torch.cat(parts).double().cpu().numpy().reshape(samples, -1))
 
 
 def _outside(block: Tensor, representable: tuple[float, float]) -> int:

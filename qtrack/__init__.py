@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qtrack.outcome import Outcome
     from qtrack.pipeline import Pipeline
     from qtrack.recipe import Recipe
+    from qtrack.suite import compare_models
     from qtrack.task import Task
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "QtrackError": "qtrack.errors",
     "Recipe": "qtrack.recipe",
     "Task": "qtrack.task",
+    "compare_models": "qtrack.suite",
     "execute": "qtrack.engine",
     "run": "qtrack.api",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "QtrackError",
     "Recipe",
     "Task",
+    "compare_models",
     "execute",
     "run",
 ]

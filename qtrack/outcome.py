@@ -63,6 +63,11 @@ class LayerRow:
     measures: Mapping[str, float] = field(default_factory=dict)
     """The user's own comparison functions."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain fields, the user's own measures among them."""
+        fields = {name: value for name, value in vars(self).items() if name != "measures"}
+        return {**fields, **self.measures}
+
 
 class Bars(NamedTuple):
     """A histogram: ``counts`` between ``edges`` (one more)."""

@@ -24,6 +24,7 @@ def test_the_public_names_are_these():
         "QtrackError",
         "Recipe",
         "Task",
+        "compare_models",
         "execute",
         "run",
     ]

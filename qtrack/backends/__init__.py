@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
+
+from torch import nn
 
 from qtrack.backends.base import Backend, Prepared, Quantized, layers_with_weights
 from qtrack.errors import BackendUnavailable
+from qtrack.numerics import Pair
+from qtrack.numerics.steps import Inputs
 
 BACKENDS = {
     "fx": "qtrack.backends.fx:FxBackend",
@@ -22,4 +27,19 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-__all__ = ["BACKENDS", "Backend", "Prepared", "Quantized", "layers_with_weights", "load_backend"]
+def pair_models(float_model: nn.Module, quantized: Sequence[nn.Module], example: Inputs) -> list[Pair]:
+    """Pairs with one reference for quantized models that torch.ao made, in whichever mode."""
+    from qtrack.backends.pairing import pair_models as pair
+
+    return pair(float_model, quantized, example)
+
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Prepared",
+    "Quantized",
+    "layers_with_weights",
+    "load_backend",
+    "pair_models",
+]

@@ -91,7 +91,7 @@ def pair_graphs(
         params = modules[str(start.target)].params if module else 0
         if not params and (dtype == "float32" or _base_name(reference, start) in MOVES_DATA):
             continue
-        weights = _float_weight(module), _dequantized_weight(_module(converted, actual))
+        weights = folded_weight(module), dequantized_weight(_module(converted, actual))
         sites.append(
             Site(index, *names.of(start), dtype, params, start.name, end.name, actual.name, *weights)
         )
@@ -205,13 +205,13 @@ def _weight_holder(module: nn.Module | None) -> Any:
     return module[0] if fused else module  # type: ignore[index]
 
 
-def _float_weight(module: nn.Module | None) -> Tensor | None:
-    """The weight with BatchNorm folded in, as the quantized layer approximates it."""
+def folded_weight(module: nn.Module | None, norm: nn.Module | None = None) -> Tensor | None:
+    """The weight with BatchNorm folded in, its own or one beside it, as the quantized layer has it."""
     holder = _weight_holder(module)
     weight = getattr(holder, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         return None
-    bn = getattr(holder, "bn", None)
+    bn: Any = norm or getattr(holder, "bn", None)
     if bn is None:
         return weight.detach()
     transposed = "Transpose" in type(holder).__name__
@@ -221,7 +221,7 @@ def _float_weight(module: nn.Module | None) -> Tensor | None:
     return folded.detach()
 
 
-def _dequantized_weight(module: nn.Module | None) -> Tensor | None:
+def dequantized_weight(module: nn.Module | None) -> Tensor | None:
     weight = getattr(_weight_holder(module), "weight", None)
     if callable(weight) and not isinstance(weight, Tensor):
         weight = weight()

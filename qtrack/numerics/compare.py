@@ -256,13 +256,13 @@ def _noise_over_signal(noise: NDArray[np.float64], signal: NDArray[np.float64]) 
 
 
 def _as_fed(floats: tuple[Tensor, ...], actual: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The float network's inputs, quantized with the scale and zero-point of the real ones."""
+    """The float network's inputs in the type of the real ones, with their scale and zero-point."""
     return tuple(_like(one, other) for one, other in zip(floats, actual, strict=True))
 
 
 def _like(value: Tensor, actual: Tensor) -> Tensor:
     if not actual.is_quantized:
-        return value
+        return value.to(actual.dtype)
     return torch.quantize_per_tensor(value, actual.q_scale(), actual.q_zero_point(), actual.dtype)
 
 

@@ -93,7 +93,9 @@ def run_plan(plan: Plan, recorder: Recorder, monitor: Monitor = SILENT) -> list[
     with torch_threads(plan.pipeline.threads):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
-            campaign = _Campaign(plan, record, monitor)
+            campaign = _Campaign(
+                plan, record, monitor, {name: s.samples for name, s in setting.splits.items()}
+            )
             try:
                 campaign.run()
             finally:
@@ -112,8 +114,11 @@ def _inspect(plan: Plan, monitor: Monitor) -> Setting:
 class _Campaign:
     """The state of a running campaign: what earlier stages left behind."""
 
-    def __init__(self, plan: Plan, record: CampaignRecord, monitor: Monitor) -> None:
+    def __init__(
+        self, plan: Plan, record: CampaignRecord, monitor: Monitor, sizes: Mapping[str, int]
+    ) -> None:
         self.plan = plan
+        self.sizes = sizes
         self.record = record
         self.monitor = monitor
         self.start = settled(plan.pipeline.recipe)
@@ -146,6 +151,7 @@ class _Campaign:
             assert self.baseline is not None
             result = StageResult(spec.name, index, judged, self.baseline.outcome, tuple(prober.probes))
             record.result(result)
+        _tell(result)
         return result
 
     def _rewrite(self, spec: StageSpec, recipe: Recipe, evidence: Evidence) -> Recipe:
@@ -160,11 +166,22 @@ class _Campaign:
         if self.baseline is None and recipe.quantizes:
             self.execute(recipe.with_mode("float"), monitor)
         baseline = self.baseline.outcome if self.baseline else None
-        outcome = execute(self.plan.task, recipe, baseline, monitor, thorough=thorough)
+        outcome = execute(self.plan.task, recipe, baseline, monitor, thorough=thorough, sizes=self.sizes)
         judged = judge(outcome, baseline or outcome, self.plan.pipeline.target)
         self.baseline = self.baseline or judged
         self.known[recipe.digest] = judged
         return judged
+
+
+def _tell(result: StageResult) -> None:
+    """One line on a finished stage."""
+    outcome, drop = result.outcome, result.judged.drop
+    answer = {True: "met", False: "missed", None: "not sure"}[result.judged.meets_target]
+    log.info(
+        "%s: %s %.4f, drop %.4f [%.4f, %.4f], target %s, %.1f s",
+        *(result.name, outcome.metric, outcome.value, drop.value, drop.low, drop.high, answer),
+        result.cost.seconds,
+    )
 
 
 class _StageMonitor:

@@ -86,6 +86,22 @@ def test_progress_names_each_phase():
     assert watching.phases == ["calibrate", "train, epoch 1 of 1", "validation", "test", "compare layers"]
 
 
+def test_progress_knows_how_much_there_is_to_do():
+    watching, totals = Watching(), {}
+    enter = watching.phase
+    watching.phase = lambda name, total: totals.update({name: total}) or enter(name, total)
+    recipe = STATIC.having(training=Training(epochs=2), calibration=Calibration(samples=40))
+    execute(Tiny(), recipe, monitor=watching, sizes={"calibration": 64, "validation": 200, "test": 100})
+    assert totals == {
+        "calibrate": 40,
+        "train, epoch 1 of 2": None,
+        "train, epoch 2 of 2": 128,
+        "validation": 200,
+        "test": 100,
+        "compare layers": 40,
+    }
+
+
 def test_the_worst_layers_bring_their_distributions():
     outcome = execute(Tiny(), STATIC)
     assert outcome.worst_layer.layer in outcome.histograms

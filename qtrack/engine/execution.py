@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,11 +70,13 @@ def execute(
     monitor: Monitor = SILENT,
     *,
     thorough: bool = True,
+    sizes: Mapping[str, int] | None = None,
 ) -> Outcome:
     """Build the quantized model that the recipe says, and measure it.
 
     ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only
-    the validation metric is measured, as searches need it: no test split, layer comparison or latency.
+    the validation metric is measured, as searches need it: no test split, layer comparison or latency. ``sizes``
+    are the samples in each split where that is known, so that progress can tell the time left.
 
     Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
     was given does not fit.
@@ -82,7 +84,7 @@ def execute(
     recipe = settled(recipe)
     assert recipe.engine
     with using_engine(recipe.engine):
-        return _Execution(task, recipe, monitor).run(baseline, thorough=thorough)
+        return _Execution(task, recipe, monitor, sizes or {}).run(baseline, thorough=thorough)
 
 
 def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
@@ -114,10 +116,11 @@ def _first_batch(task: Task) -> Batch:
 class _Execution:
     """The clock, the counters and the warnings of one execution."""
 
-    def __init__(self, task: Task, recipe: Recipe, monitor: Monitor) -> None:
+    def __init__(self, task: Task, recipe: Recipe, monitor: Monitor, sizes: Mapping[str, int]) -> None:
         self.task = task
         self.recipe = recipe
         self.monitor = monitor
+        self.sizes = {**sizes, "calibration": _calibrated(recipe, sizes.get("calibration"))}
         self.phases: dict[str, float] = {}
         self.forwards = 0
         self.warnings: list[str] = []
@@ -178,7 +181,7 @@ class _Execution:
         backend.fake_quantize(prepared, False)
         prepared.model.eval()
         with torch.no_grad():
-            for batch in self._counted("calibrate", self._calibration()):
+            for batch in self._counted("calibrate", self._calibration(), "calibration"):
                 call(
                     prepared.model, self.task.inputs(batch), "the prepared model refuses a calibration batch"
                 )
@@ -188,11 +191,11 @@ class _Execution:
         return calibration_batches(self.task, self.recipe.calibration, self.recipe.seed)
 
     def _evaluate(self, model: nn.Module, split: Any) -> Any:
-        return evaluate(self.task, model, split, self._counted(split, batches_of(self.task, split)))
+        return evaluate(self.task, model, split, self._counted(split, batches_of(self.task, split), split))
 
     def _compare(self, quantized: Quantized) -> Comparison:
         with self._phase("compare"):
-            batches = self._counted("compare layers", self._calibration())
+            batches = self._counted("compare layers", self._calibration(), "calibration")
             compared = compare(quantized.pair, (self.task.inputs(batch) for batch in batches))
         if compared.nonfinite:
             self.warnings.append(f"NaN or infinity in the output of {', '.join(compared.nonfinite)}")
@@ -216,13 +219,19 @@ class _Execution:
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
 
-    def _counted(self, name: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _counted(self, name: str, batches: Iterable[Batch], split: str) -> Iterator[Batch]:
         """The same batches, each counted once it is done with."""
-        with self.monitor.phase(name, None) as advance:
+        with self.monitor.phase(name, self.sizes.get(split)) as advance:
             for batch in batches:
                 yield batch
                 advance(size_of(batch))
                 self.forwards += size_of(batch)
+
+
+def _calibrated(recipe: Recipe, size: int | None) -> int | None:
+    """How many samples calibration takes, where that is known."""
+    asked = recipe.calibration.samples
+    return asked if size is None else min(asked or size, size)
 
 
 def _reduce_range_warning(recipe: Recipe) -> list[str]:

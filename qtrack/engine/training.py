@@ -32,7 +32,8 @@ def train(task: Task, backend: Backend, prepared: Prepared, recipe: Recipe, moni
     for epoch in range(training.epochs):
         _begin_epoch(backend, prepared, training, epoch)
         sizes, losses = [], []
-        with monitor.phase(f"train, epoch {epoch + 1} of {training.epochs}", None) as advance:
+        expected = seen // epoch if epoch else None  # how long an epoch is shows once one is over
+        with monitor.phase(f"train, epoch {epoch + 1} of {training.epochs}", expected) as advance:
             for size, loss in _epoch(task, prepared, optimizer):
                 sizes.append(size)
                 losses.append(loss)

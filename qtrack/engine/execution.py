@@ -75,8 +75,8 @@ def execute(
     """Build the quantized model that the recipe says, and measure it.
 
     ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only
-    the validation metric is measured, as searches need it: no test split, layer comparison or latency. ``sizes``
-    are the samples in each split where that is known, so that progress can tell the time left.
+    the validation metric is measured, as searches need it: no test split, layer comparison or latency.
+    ``sizes`` are the samples in each split where that is known, so that progress can tell the time left.
 
     Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
     was given does not fit.

@@ -143,7 +143,11 @@ def _readable_parts(data: dict[str, Any]) -> Pipeline:
     entries = data.get("stages") if isinstance(data.get("stages"), list) else []
     stages = tuple(spec for entry in entries or [] for spec in read("stages", [entry]) or ())
     return Pipeline.model_construct(
-        name="", task="", recipe=read("recipe", data.get("recipe", {})) or Recipe(), stages=stages
+        name="",
+        task="",
+        target=read("target", data.get("target", {})) or Target(),
+        recipe=read("recipe", data.get("recipe", {})) or Recipe(),
+        stages=stages,
     )
 
 
@@ -167,6 +171,7 @@ class _Findings:
     def plan(self, pipeline: Pipeline, source: str) -> Plan:
         stages = {spec.name: self._stage(spec, i) for i, spec in enumerate(pipeline.stages)}
         if self.task is not None:
+            self._check_target(pipeline.target, self.task)
             self._check_needs(pipeline, stages, self.task)
             self._check_overrides(pipeline.recipe, self.task)
         if self.faults or self.task is None:
@@ -193,6 +198,13 @@ class _Findings:
         except InputError as error:
             self.faults.append(f"{at}: {error}")
             return None
+
+    def _check_target(self, target: Target, task: Task) -> None:
+        if target.metric not in (None, task.metric):
+            self.faults.append(
+                f"{self.where}: target.metric: {target.metric!r} has no score per sample, which an interval needs; "
+                f"the mean score of {type(task).__name__} is called {task.metric!r}"
+            )
 
     def _check_needs(self, pipeline: Pipeline, stages: dict[str, Any], task: Task) -> None:
         wanted = [

@@ -202,8 +202,8 @@ class _Findings:
     def _check_target(self, target: Target, task: Task) -> None:
         if target.metric not in (None, task.metric):
             self.faults.append(
-                f"{self.where}: target.metric: {target.metric!r} has no score per sample, which an interval needs; "
-                f"the mean score of {type(task).__name__} is called {task.metric!r}"
+                f"{self.where}: target.metric: {target.metric!r} has no score per sample, which an interval "
+                f"needs; the mean score of {type(task).__name__} is called {task.metric!r}"
             )
 
     def _check_needs(self, pipeline: Pipeline, stages: dict[str, Any], task: Task) -> None:

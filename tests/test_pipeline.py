@@ -73,6 +73,7 @@ def test_settings_override_the_file():
         ("until: forever", "until: 'forever' is not one of all, target"),
         ("threads: 0", "threads: 0: input should be greater than or equal to 1"),
         ("target: {max_drop: -1}", "target.max_drop: -1: input should be greater than or equal to 0"),
+        ("target: {metric: f1}", "target.metric: 'f1' has no score per sample"),
         (
             "target: {max_drp: 1}",
             "target.max_drp: unknown field; known fields are metric, max_drop, confidence",

@@ -43,7 +43,10 @@ class LayerRow:
     saturation: float | None = None
     """Share of the output's elements at the ends of the quantized range."""
     range_variation: float | None = None
-    """Standard deviation over samples of the input's range, relative to its mean."""
+    """Standard deviation over samples of the input's range, relative to its mean.
+
+    Over all samples where the input is another layer's output, else over the first ones of each batch.
+    """
     bad_samples: float | None = None
     """Share of samples whose output has an SQNR below 10 dB (BAD_SAMPLE_DB in numerics)."""
     weight_channel_sqnr_db: float | None = None

@@ -31,6 +31,8 @@ from qtrack.outcome import LayerRow
 Measure = Callable[[Tensor, Tensor], float]
 """A user's own comparison of a reference and what came instead, both float32, on one batch."""
 WORST_SAMPLES = 5
+RANGE_ELEMENTS = 1 << 20
+"""Of a layer's input that is no other layer's output, looked at in each batch for its range by sample."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,14 @@ class _Batch:
         found: Reference = self.known[tensor]
         return found
 
+    def ranges(self, tensor: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest and largest element by sample; of the first few where reading all would take long."""
+        met = self.known.get(tensor)
+        if met is None or not met.known:
+            met = Reference(tensor[: max(RANGE_ELEMENTS * self.size // max(tensor.numel(), 1), 1)])
+            met.learn()
+        return met.low, met.high
+
 
 @dataclass
 class _Tally:
@@ -192,9 +202,8 @@ class _Tally:
             self.low = min(self.low, float(reference.low.min(initial=math.inf)))
             self.high = max(self.high, float(reference.high.max(initial=-math.inf)))
         if start.inputs and start.inputs[0].is_floating_point() and len(start.inputs[0]) == batch.size:
-            entered = batch.reference(start.inputs[0])
-            entered.learn()
-            self.input_ranges.append(entered.high - entered.low)
+            low, high = batch.ranges(start.inputs[0])
+            self.input_ranges.append(high - low)
 
     def _add_measures(self, floats: list[Tensor], values: list[Tensor], size: int) -> None:
         for name, measure in self.options.measures.items():

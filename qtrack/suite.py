@@ -24,7 +24,7 @@ from torch import nn
 from qtrack.backends import pair_models
 from qtrack.engine.evaluation import call
 from qtrack.errors import DataError
-from qtrack.numerics import Options, compare_many
+from qtrack.numerics import Comparison, Options, compare_many
 from qtrack.numerics.compare import Measure
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ def compare_models(
     at so many elements of each sample's tensors only.
 
     One row per layer, fields as in ``qtrack.outcome.LayerRow``; ``attrs`` of the table hold ``samples``, and
-    by candidate ``output_sqnr_db`` and ``sample_sqnr_db`` of the network's output. Raises DataError without
-    a batch, BackendError where layers cannot be paired.
+    by candidate ``output_sqnr_db`` and ``sample_sqnr_db`` of the network's output, and ``distributions`` of
+    the layers' float outputs (counts, and edges eight to the octave). Raises DataError without a batch,
+    BackendError where layers cannot be paired.
     """
     inputs = map(_as_inputs, batches)
     first = next(inputs, None)
@@ -63,13 +64,22 @@ def compare_models(
     return _table(dict(zip(candidates, found, strict=True)), several=isinstance(quantized, Mapping))
 
 
+def _distributions(comparison: Comparison) -> dict[str, dict[str, list[float]]]:
+    """Plain lists: pandas compares ``attrs`` for equality, which arrays do not stand."""
+    histograms = {layer: sketch.histogram() for layer, sketch in comparison.sketches.items()}
+    return {
+        layer: {"counts": counts.tolist(), "edges": edges.tolist()}
+        for layer, (counts, edges) in histograms.items()
+    }
+
+
 def _as_inputs(batch: Any) -> Any:
     if isinstance(batch, tuple | dict):
         return batch
     return tuple(batch) if isinstance(batch, list) else (batch,)
 
 
-def _table(found: Mapping[str, Any], *, several: bool) -> DataFrame:
+def _table(found: Mapping[str, Comparison], *, several: bool) -> DataFrame:
     import pandas as pd
 
     rows = [
@@ -84,4 +94,5 @@ def _table(found: Mapping[str, Any], *, several: bool) -> DataFrame:
     table.attrs["samples"] = next(iter(found.values())).samples
     table.attrs["output_sqnr_db"] = {name: comparison.output.sqnr_db for name, comparison in found.items()}
     table.attrs["sample_sqnr_db"] = {name: list(c.sample_sqnr_db) for name, c in found.items()}
+    table.attrs["distributions"] = _distributions(next(iter(found.values())))
     return table

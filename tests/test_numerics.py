@@ -13,6 +13,7 @@ from torch import nn
 
 from qtrack.backends import load_backend
 from qtrack.numerics import ErrorSums, Reference, compare, sqnr_db
+from qtrack.numerics.sketch import Sketch
 from qtrack.recipe import Recipe
 
 STATIC = Recipe(engine="x86")
@@ -178,3 +179,32 @@ def test_samples_with_large_error_are_told_apart(quantized):
     assert row.bad_samples == 0.25
     assert row.saturation > 0.1
     assert row.range_variation > 1
+
+
+def test_a_sketch_finds_quantiles_and_zeros():
+    sketch = Sketch()
+    sketch.add(torch.tensor([[0.0, 0.0, -1.0, 2.0, math.inf, math.nan, -4.0, 4.0]]))
+    assert sketch.zeros == 0.25
+    assert sketch.magnitude(0.5) == pytest.approx(1.0, rel=0.125)
+    assert sketch.magnitude(1.0) == pytest.approx(4.0, rel=0.13)
+    counts, edges = sketch.histogram()
+    assert counts.sum() == 6
+    assert edges[0] <= -4.0
+    assert edges[-1] > 4.0
+    assert np.isfinite(edges).all()
+
+
+def test_an_empty_sketch_knows_nothing():
+    assert Sketch().zeros is None
+    assert Sketch().magnitude(0.5) is None
+    assert len(Sketch().histogram()[0]) == 0
+
+
+@settings(max_examples=30)
+@given(seeds)
+def test_a_sketchs_quantile_is_within_an_eighth_of_an_octave(seed):
+    x, _ = noisy(seed, 4096)
+    sketch = Sketch()
+    sketch.add(x.reshape(1, -1))
+    exact = float(x.abs().quantile(0.99))
+    assert sketch.magnitude(0.99) == pytest.approx(exact, rel=0.15)

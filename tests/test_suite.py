@@ -85,6 +85,16 @@ def test_fx_models_are_compared_under_the_float_models_names():
     assert table.attrs["samples"] == 64
 
 
+def test_distributions_of_activations_span_what_was_seen():
+    model = Tiny().model()
+    table = qtrack.compare_models(model, fx(model, images()), images()).set_index("layer")
+    found = table.attrs["distributions"]["head"]
+    assert len(found["edges"]) == len(found["counts"]) + 1
+    assert found["edges"][0] <= table["low"]["head"]
+    assert found["edges"][-1] >= table["high"]["head"] / 1.125
+    assert sum(found["counts"]) == 4 * 64  # all of four batches of 16 samples with 4 outputs each
+
+
 def test_the_users_models_are_left_as_they_are():
     model = Tiny().model()
     before = copy.deepcopy(model.state_dict())

@@ -17,6 +17,8 @@ SHIFT = 20
 """Of a float32's bits: sign, eight of exponent and three of mantissa remain."""
 BUCKETS = 1 << 12
 NEGATIVE = BUCKETS // 2
+FINITE = 0x7F800000 >> SHIFT
+"""Buckets of either sign; those above hold infinity and NaN."""
 ELEMENTS = 4096
 """Looked at in each batch: a block of each sample."""
 
@@ -41,7 +43,7 @@ class Sketch:
 
     def magnitude(self, quantile: float) -> float | None:
         """The magnitude that this share of elements does not exceed; None where nothing was seen."""
-        counts = self.counts[:NEGATIVE] + self.counts[NEGATIVE:]
+        counts = self.counts[:FINITE] + self.counts[NEGATIVE : NEGATIVE + FINITE]
         total = counts.sum()
         if not total:
             return None
@@ -50,7 +52,8 @@ class Sketch:
 
     def histogram(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Counts from the most negative to the largest, and their edges, empty ends left out."""
-        counts = np.concatenate([self.counts[NEGATIVE:][::-1], self.counts[:NEGATIVE]])
+        negative = self.counts[NEGATIVE : NEGATIVE + FINITE]
+        counts = np.concatenate([negative[::-1], self.counts[:FINITE]])
         edges = np.concatenate([-_edges()[::-1], _edges()[1:]])
         filled = np.flatnonzero(counts)
         if not len(filled):
@@ -60,4 +63,4 @@ class Sketch:
 
 def _edges() -> NDArray[np.float32]:
     """Lower edges of the magnitudes' buckets, and infinity."""
-    return (np.arange(NEGATIVE + 1, dtype=np.int64) << SHIFT).astype(np.int32).view(np.float32)
+    return (np.arange(FINITE + 1, dtype=np.int32) << SHIFT).view(np.float32)

@@ -165,6 +165,45 @@ def test_layers_of_two_runs_show_what_moved(recorded):
     assert "per_channel" in qtrack("layers", "ptq", "per_channel").stdout
 
 
+BEGINNINGS = {"png": b"\x89PNG", "svg": b"<?xml", "HTML": b"<!DOCTYPE html>"}
+
+
+@pytest.mark.parametrize("ending", BEGINNINGS)
+@pytest.mark.parametrize("runs", [["ptq"], ["ptq", "per_channel"]])
+def test_layers_can_be_drawn_beside_the_table(recorded, alone, ending, runs):
+    path = alone / f"layers.{ending}"
+    done = qtrack("layers", *runs, "--plot", path)
+    assert done.exit_code == 0, done.output
+    assert path.read_bytes().startswith(BEGINNINGS[ending])
+    assert done.stderr.splitlines()[-1] == f"wrote {path}"
+    assert done.stdout == qtrack("layers", *runs).stdout
+
+
+def test_layers_can_be_drawn_beside_json(recorded, alone):
+    done = qtrack("layers", "ptq", "--json", "--plot", alone / "layers.svg")
+    assert json.loads(done.stdout) == json.loads(qtrack("layers", "ptq", "--json").stdout)
+    assert (alone / "layers.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "said"),
+    [
+        ("ptq", "layers.gif", "--plot layers.gif: the name must end in one of .png, .svg, .html"),
+        ("ptq", "nowhere/layers.png", "nowhere/layers.png: No such file or directory"),
+        (
+            "float",
+            "layers.png",
+            "layers of float: nothing to draw, no layer has a share of the error of its own",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line_and_wrong_input(recorded, run, name, said):
+    done = qtrack("layers", run, "--plot", name)
+    assert done.exit_code == 2
+    assert done.stderr == f"qtrack: {said}\n"
+    assert not Path(name).exists()
+
+
 def test_an_exported_recipe_is_the_recorded_one(recorded):
     text = qtrack("export", "per_channel", "--recipe-only").stdout
     assert recipe_from_yaml(text).digest == Ledger.open().strategies(["per_channel"])[0].recipe_digest

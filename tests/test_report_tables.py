@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import BROKEN, FLOAT, LAYERS, PER_CHANNEL, PTQ, QAT, REPAIRED, STRATEGIES, strategy
+from report_samples import BROKEN, FLOAT, LAYERS, PER_CHANNEL, PTQ, QAT, REPAIRED, STRATEGIES, row, strategy
 
 from qtrack.cli.render import drawn
 from qtrack.report import cells
 from qtrack.report.cells import Scale
-from qtrack.report.tables import comparison, layers, moved, paired_layers, worst_first
+from qtrack.report.sources import main_sources, worst_first
+from qtrack.report.tables import comparison, layers, moved, paired_layers
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = [asdict(row) for row in LAYERS]
@@ -72,6 +73,43 @@ def test_layers_in_float_come_last():
     assert [row["layer"] for row in worst_first(ROWS)] == [
         "blocks.0.depthwise", "stem.conv", "blocks.0.add", "head", "blocks.0.project",
     ]  # fmt: skip
+
+
+def noise(*own):
+    return [asdict(row(i, f"layer{i}", own_sqnr_db=value)) for i, value in enumerate(own)]
+
+
+def test_main_sources_make_up_half_of_all_own_noise():
+    assert main_sources(noise(10.0, 0.0, 20.0)) == ("layer1",)
+    assert main_sources(noise(30.0, None, 30.0, 30.0)) == ("layer0", "layer2")
+    assert main_sources(noise(None, None)) == ()
+    assert main_sources([]) == ()
+
+
+@given(st.lists(st.floats(-20, 80) | st.none(), max_size=12))
+def test_main_sources_are_the_fewest_that_suffice(own):
+    rows = noise(*own)
+    energies = {r["layer"]: 10 ** (-r["own_sqnr_db"] / 10) for r in rows if r["own_sqnr_db"] is not None}
+    found = [energies[layer] for layer in main_sources(rows)]
+    assert found == sorted(energies.values(), reverse=True)[: len(found)]
+    half = sum(energies.values()) / 2
+    assert sum(found) >= half * (1 - 1e-9)
+    assert sum(found[:-1]) < half * (1 + 1e-9) or not found
+
+
+def test_main_sources_are_marked_in_text_and_bold_on_a_terminal():
+    table = layers(ROWS)
+    assert [cells[1] for cells in table.rows] == ["*", "", "", "", ""]
+    assert table.marked == {0}
+    marked = next(line for line in drawn(table, color=True).splitlines() if "blocks.0.depthwise" in line)
+    assert "\x1b[1m" in marked
+    assert "\x1b" not in drawn(table)
+
+
+def test_a_table_without_errors_marks_nothing():
+    table = layers([ROWS[2]])
+    assert table.marked == frozenset()
+    assert not any(note.startswith("*") for note in table.notes)
 
 
 def test_a_limit_says_what_it_leaves_out():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
+from qtrack.cli.files import write_file
 from qtrack.cli.options import debug, tracking_uri
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def export(run: str, output: str, task: str | None, recipe_only: bool, tracking_
     if output == STDOUT:
         click.echo(text, nl=False)
         return
-    _write(Path(output), text)
+    write_file(Path(output), text.encode())
     click.echo(f"wrote {output}" + ("" if recipe_only else f"; next: qtrack run {output}"), err=True)
 
 
@@ -63,15 +64,6 @@ def _pipeline(run: str, ledger: Ledger, recipe: Recipe, task: str | None, folder
     }
     heading = f"# {strategy.stage} of {strategy.campaign}, recipe {recipe.digest[:12]}\n"
     return heading + yaml.safe_dump(recorded | changes, sort_keys=False)
-
-
-def _write(path: Path, text: str) -> None:
-    from qtrack.errors import InputError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
 
 
 def _relocated(reference: str, folder: Path) -> str:

@@ -71,8 +71,9 @@ def drawn(table: Table, *, color: bool = False) -> str:
     grid = Grid(box=RULED, padding=0, pad_edge=False, show_edge=False, header_style="bold")
     for column in table.columns:
         grid.add_column(_heading(column.title), justify=column.align, vertical="bottom", no_wrap=True)
-    for row in table.rows:
-        grid.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
+    for position, row in enumerate(table.rows):
+        style = "bold" if position in table.marked else ""
+        grid.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row), style=style)
     out = StringIO()
     console = Console(
         file=out, width=table.width, force_terminal=color, color_system="standard" if color else None

@@ -19,6 +19,8 @@ from torch import Tensor
 
 BLOCK = 1 << 17
 """Elements of a block: half a megabyte of float32."""
+PLACE = 16
+"""Elements read in one place where a tensor is sampled: a line of the cache."""
 BAD_SAMPLE_DB = 10.0
 """A sample's error is large where its SQNR is below this: the noise has a tenth of the signal's energy."""
 
@@ -48,19 +50,19 @@ class Reference:
     high: Values
 
     def __init__(self, tensor: Tensor, *, sample: int | None = None) -> None:
-        """With ``sample``, only so many elements of each row are looked at, at a place fixed by its width."""
-        self.layout = _Layout(tensor)
+        """With ``sample``, so many elements of each row are looked at, evenly spread over it."""
+        self.layout = _Layout(tensor, sample)
         self.rows = self.layout.rows(tensor.float())
-        self.columns = _some_columns(self.rows.shape[1], sample)
         self.known = False
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of each block: several whole rows, or a part of one."""
-        width = max(min(self.columns.stop - self.columns.start, BLOCK), 1)
+        columns = self.rows.shape[1]
+        width = max(min(columns, BLOCK), 1)
         height = max(BLOCK // width, 1)
         for top in range(0, len(self.rows), height):
-            for left in range(self.columns.start, self.columns.stop, width):
-                yield slice(top, top + height), slice(left, min(left + width, self.columns.stop))
+            for left in range(0, columns, width):
+                yield slice(top, top + height), slice(left, left + width)
 
     def learn(self) -> None:
         """Find each sample's energy and range."""
@@ -90,7 +92,7 @@ class Reference:
                 found.outside += _outside(reference, representable)
         if not self.known:
             self._know(seen)
-        return found.meeting(len(self.rows), self.rows.shape[0] * (self.columns.stop - self.columns.start))
+        return found.meeting(len(self.rows), self.rows.numel())
 
     def _reaches_beyond(self, representable: tuple[float, float], rows: slice, seen: _Seen) -> bool:
         """Most blocks do not, and need no counting."""
@@ -167,15 +169,28 @@ def _outside(block: Tensor, representable: tuple[float, float]) -> int:
 
 
 class _Layout:
-    """How a tensor's samples lie in memory, so that they can be read as rows without a copy."""
+    """How a tensor's samples lie in memory, so that they can be read as rows without a copy.
 
-    def __init__(self, tensor: Tensor) -> None:
+    Of a sampled row, runs of PLACE elements are read at even steps. The step is prime to the number of
+    channels, so that all of them have their turn whichever way they lie.
+    """
+
+    def __init__(self, tensor: Tensor, sample: int | None = None) -> None:
         self.shape = tensor.shape
         self.last = tensor.dim() == 4 and not tensor.is_contiguous() and _is_channels_last(tensor)
+        width = tensor[:1].numel() if tensor.dim() else 1
+        self.places = max((sample or 0) // PLACE, 1)
+        self.step = _step(width, self.places, tensor.shape[1:2].numel())
+        self.sampled = sample is not None and self.step > PLACE
 
     def rows(self, tensor: Tensor) -> Tensor:
-        if tensor.shape != self.shape:
-            tensor = tensor.expand(self.shape)
+        rows = self._all(tensor if tensor.shape == self.shape else tensor.expand(self.shape))
+        if not self.sampled:
+            return rows
+        runs = rows[:, : self.places * self.step].unflatten(1, (self.places, self.step))[:, :, :PLACE]
+        return runs.reshape(len(rows), -1)
+
+    def _all(self, tensor: Tensor) -> Tensor:
         if not tensor.dim():
             return tensor.reshape(1, 1)
         if self.last:
@@ -187,11 +202,11 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _some_columns(width: int, sample: int | None) -> slice:
-    if sample is None or sample >= width:
-        return slice(0, width)
-    start = int(np.random.default_rng(width).integers(0, width - sample + 1))
-    return slice(start, start + sample)
+def _step(width: int, places: int, channels: int) -> int:
+    step = max(width // places, 1)
+    while math.gcd(step, channels) > 1:
+        step -= 1
+    return step
 
 
 @dataclass

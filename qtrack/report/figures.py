@@ -1,48 +1,58 @@
-"""Figures of a stage and of a campaign, as matplotlib objects that know no window and no global state."""
+"""Figures of a stage and of a campaign, as matplotlib objects that know no window and no global state.
+
+Those of layers are in ``layer_figures``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from qtrack.outcome import Bars, Evaluation, LayerHistograms, LayerRow
+from qtrack.report.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LABEL,
+    NAME_WIDTH,
+    ORANGE,
+    RED,
+    RULE,
+    bare,
+    legend,
+    margins,
+    name_margin,
+    names,
+    new_figure,
+)
 from qtrack.report.cells import Scale, shortened, size_unit
+from qtrack.report.layer_figures import layers_figure
 from qtrack.report.tables import scale_of
 
 if TYPE_CHECKING:
     from qtrack.campaign import StageResult
     from qtrack.ledger import Strategy
 
-# Okabe and Ito's colours, which most colour-blind people can tell apart.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C9196"
-INK, RULE = "#22262B", "#DDE1E5"
-MOST_LAYERS = 40
 MOST_CLASSES = 20
 MOST_HISTOGRAMS = 5
-NAME_WIDTH = 32
-TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold", "color": INK, "parse_math": False}
-LABEL: dict[str, Any] = {
-    "fontsize": 8.5,
-    "color": INK,
-    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
-}
 
 
 def stage_figures(result: StageResult) -> Iterator[tuple[str, Figure]]:
     """Those figures of a stage for which it has data, each with its name."""
     outcome = result.outcome
     ranked = outcome.by_own_share()
-    if ranked:
-        yield "layers", layers_figure(result.name, ranked)
+    layers = layers_figure(result.name, [vars(row) for row in ranked])
+    if layers is not None:
+        yield "layers", layers
     shown = [row for row in ranked if row.layer in outcome.histograms][:MOST_HISTOGRAMS]
     if shown:
         yield (
@@ -53,83 +63,10 @@ def stage_figures(result: StageResult) -> Iterator[tuple[str, Figure]]:
         yield "classes", classes_figure(result.name, result.baseline.validation, outcome.validation)
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    FigureCanvasAgg(figure)
-    top = 1 - 0.1 / height
-    figure.suptitle(title, x=0.01, y=top, ha="left", va="top", **TITLE)
-    return figure
-
-
-def _margins(figure: Figure, *, left: float, bottom: float, top: float = 0.65, **spaces: float) -> None:
-    """Room around the axes in inches. Matplotlib's own layout engines draw everything twice to find it."""
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-        left=left / width, right=1 - 0.3 / width, bottom=bottom / height, top=1 - top / height, **spaces
-    )
-
-
-def _name_margin(names: Iterable[str]) -> float:
-    """Inches in which the longest name stands beside the axes."""
-    return 0.3 + 0.072 * max(map(len, names))
-
-
-def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Along the lower edge."""
-    figure.legend(handles, labels, loc="lower left", ncols=len(labels), frameon=False, fontsize=9)
-
-
-def _bare(axes: Axes, title: str = "", *, grid: Literal["x", "y", "both"] | None = "x") -> Axes:
-    """Only the lines that help to read values."""
-    axes.set_title(title, loc="left", fontsize=10, color=INK, parse_math=False)
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0, labelsize=9, colors=INK)
-    axes.set_axisbelow(True)
-    if grid:
-        axes.grid(axis=grid, color=RULE, linewidth=0.8)
-    return axes
-
-
-def _names(axes: Axes, names: Sequence[str]) -> None:
-    """Names down the left side, the first on top."""
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def layers_figure(stage: str, ranked: Sequence[LayerRow]) -> Figure:
-    """SQNR of each quantized layer, its own and as errors accumulate; worst on top."""
-    shown = ranked[:MOST_LAYERS]
-    more = f" ({len(shown)} worst of {len(ranked)} layers)" if len(ranked) > len(shown) else ""
-    figure = _figure(8.5, 1.5 + 0.34 * len(shown), f"{stage}: where the error comes from{more}")
-    axes = _bare(figure.add_subplot())
-    places = np.arange(len(shown))
-    own = [row.own_sqnr_db or 0.0 for row in shown]
-    accumulated = [np.nan if row.sqnr_db is None else row.sqnr_db for row in shown]
-    axes.barh(places - 0.18, own, 0.34, color=BLUE, label="own: everything before the layer in float")
-    axes.barh(places + 0.18, accumulated, 0.34, color=ORANGE, label="accumulated: with the errors before it")
-    for place, value in zip(places, own, strict=True):
-        axes.annotate(
-            f"{value:.1f}",
-            (max(value, 0), place - 0.18),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-            color=INK,
-        )
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_xlabel("SQNR of the layer's output, dB (more is better)", fontsize=9, color=INK)
-    _legend(figure, *axes.get_legend_handles_labels())
-    names = [shortened(row.layer, NAME_WIDTH) for row in shown]
-    _names(axes, names)
-    _margins(figure, left=_name_margin(names), bottom=0.9, top=0.5)
-    return figure
-
-
 def histograms_figure(stage: str, layers: Sequence[tuple[LayerRow, LayerHistograms]]) -> Figure:
     """Distributions of weights and activations of the worst layers, float against quantized."""
     title = f"{stage}: the {len(layers)} worst layers" if len(layers) > 1 else f"{stage}: the worst layer"
-    figure = _figure(9, 1.2 + 1.75 * len(layers), title)
+    figure = new_figure(9, 1.2 + 1.75 * len(layers), title)
     grid = figure.subplots(len(layers), 2, squeeze=False)
     for (row, histograms), (weight, activation) in zip(layers, grid, strict=True):
         _distribution(weight, f"{shortened(row.layer, NAME_WIDTH)}: weights", histograms.weight)
@@ -137,8 +74,8 @@ def histograms_figure(stage: str, layers: Sequence[tuple[LayerRow, LayerHistogra
         _distribution(activation, own, histograms.activation)
     for axes in grid[:, 0]:
         axes.set_ylabel("count (log)", fontsize=8, color=INK)
-    _legend(figure, *grid[0, 1].get_legend_handles_labels())
-    _margins(figure, left=0.75, bottom=0.75, top=0.75, hspace=0.5, wspace=0.16)
+    legend(figure, *grid[0, 1].get_legend_handles_labels())
+    margins(figure, left=0.75, bottom=0.75, top=0.75, hspace=0.5, wspace=0.16)
     return figure
 
 
@@ -147,7 +84,7 @@ def _distribution(axes: Axes, title: str, pair: tuple[Bars, Bars] | None) -> Non
         axes.set_axis_off()
         axes.text(0, 0.5, "no weights", transform=axes.transAxes, fontsize=9, color=GREY)
         return
-    _bare(axes, title, grid="y")
+    bare(axes, title, grid="y")
     reference, quantized = pair
     axes.set_yscale("log")
     # A count of 0 has no place on a logarithmic axis: the bars stand on one half.
@@ -189,22 +126,22 @@ def classes_figure(stage: str, reference: Evaluation, quantized: Evaluation) -> 
     classes, accuracy = classes[worst], 100 * accuracy[worst]
     few = f" (the {MOST_CLASSES} that lost most)" if len(lost) > len(worst) else ""
     height = 2.2 + 0.33 * len(classes)
-    figure = _figure(6.5 + 0.33 * len(classes), height, f"{stage}: which classes suffer{few}")
+    figure = new_figure(6.5 + 0.33 * len(classes), height, f"{stage}: which classes suffer{few}")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     _class_accuracy(left, classes, accuracy)
     _destinations(right, classes, _shares(labels, after, classes))
-    _margins(figure, left=0.75, bottom=0.75, top=0.8, wspace=0.22)
-    _legend(figure, *left.get_legend_handles_labels())
+    margins(figure, left=0.75, bottom=0.75, top=0.8, wspace=0.22)
+    legend(figure, *left.get_legend_handles_labels())
     return figure
 
 
 def _class_accuracy(axes: Axes, classes: NDArray[Any], accuracy: NDArray[Any]) -> None:
-    _bare(axes, "accuracy per class, %")
+    bare(axes, "accuracy per class, %")
     places = np.arange(len(classes))
     axes.hlines(places, accuracy[:, 1], accuracy[:, 0], color=RULE, linewidth=3, zorder=1)
     axes.scatter(accuracy[:, 0], places, s=42, color=GREY, label="float", zorder=2)
     axes.scatter(accuracy[:, 1], places, s=26, color=BLUE, label="quantized", zorder=3)
-    _names(axes, [str(c) for c in classes])
+    names(axes, [str(c) for c in classes])
     axes.set_ylabel("class", fontsize=9, color=INK)
     low = float(accuracy.min())
     axes.set_xlim(max(low - 5, -3), 102)
@@ -221,7 +158,7 @@ def _shares(labels: NDArray[Any], predictions: NDArray[Any], classes: NDArray[An
 
 
 def _destinations(axes: Axes, classes: NDArray[Any], shares: NDArray[Any]) -> None:
-    _bare(axes, "where the samples of a class go when quantized, %", grid=None)
+    bare(axes, "where the samples of a class go when quantized, %", grid=None)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
     columns = [str(c) for c in classes] + ["other"] * (shares.shape[1] - len(classes))
     axes.set_xticks(range(len(columns)), columns)
@@ -240,8 +177,8 @@ def strategies_figure(strategies: Sequence[Strategy], title: str = "strategies")
     if not shown:
         return None
     scale = scale_of(shown)
-    figure = _figure(11, 2.2 + 0.4 * max(len(shown), 4), title)
-    _margins(figure, left=_name_margin(s.stage for s in shown), bottom=0.85, top=0.75, wspace=0.16)
+    figure = new_figure(11, 2.2 + 0.4 * max(len(shown), 4), title)
+    margins(figure, left=name_margin(s.stage for s in shown), bottom=0.85, top=0.75, wspace=0.16)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _metric_by_stage(left, shown, scale)
     _metric_by_size(right, [s for s in shown if s.size_bytes], scale)
@@ -250,7 +187,7 @@ def strategies_figure(strategies: Sequence[Strategy], title: str = "strategies")
 
 
 def _metric_by_stage(axes: Axes, strategies: Sequence[Strategy], scale: Scale) -> None:
-    _bare(axes, f"{_metric(strategies, scale)}, with the interval of its drop")
+    bare(axes, f"{_metric(strategies, scale)}, with the interval of its drop")
     floor = _floor(strategies, scale)
     for place, s in enumerate(strategies):
         value, ends = _values(s, scale)
@@ -265,7 +202,7 @@ def _metric_by_stage(axes: Axes, strategies: Sequence[Strategy], scale: Scale) -
             va="center",
             **LABEL,
         )
-    _names(axes, [s.stage for s in strategies])
+    names(axes, [s.stage for s in strategies])
     _target_line(axes, strategies, scale)
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.1 * (high - low))
@@ -327,7 +264,7 @@ def _metric_by_size(axes: Axes, strategies: Sequence[Strategy], scale: Scale) ->
         axes.set_axis_off()
         return
     unit, bytes_per_unit = size_unit(s.size_bytes for s in strategies)
-    _bare(
+    bare(
         axes,
         f"{_metric(strategies, scale)}, by size; line: nothing beats these",
         grid="both",

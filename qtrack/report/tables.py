@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from qtrack.report.cells import (
@@ -15,14 +15,14 @@ from qtrack.report.cells import (
     size,
     size_unit,
 )
+from qtrack.report.sources import Row, main_sources, source_note, worst_first
 
 if TYPE_CHECKING:
     from qtrack.ledger import Strategy
 
-Row = Mapping[str, Any]
-
 ANSWERS = {True: "yes", False: "no", None: "not sure"}
 SHORTEST_NAME = 12
+MARK = "*"
 
 
 class Column(NamedTuple):
@@ -40,6 +40,8 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
     headings: tuple[tuple[int, str], ...] = ()
     """Lines that stand above the row of this position."""
+    marked: frozenset[int] = frozenset()
+    """Positions of rows that stand out; a sign among their cells says so where there is no colour."""
 
     @property
     def width(self) -> int:
@@ -172,9 +174,13 @@ def _name(name: str | None, width: int | None) -> str:
 
 
 def layers(rows: Sequence[Row], limit: int | None = None) -> Table:
-    """The layer table, the largest share of the error first; layers in float follow in their order."""
+    """The layer table, the largest share of the error first; layers in float follow in their order.
+
+    The main sources of error are marked.
+    """
     columns = (
         Column("#"),
+        Column("", "left"),
         Column("layer", "left"),
         Column("type", "left"),
         Column("runs in", "left"),
@@ -184,10 +190,11 @@ def layers(rows: Sequence[Row], limit: int | None = None) -> Table:
         Column("saturated\n%"),
         Column("params"),
     )
-    ranked = worst_first(rows)
+    ranked, sources = worst_first(rows), main_sources(rows)
     cells = tuple(
         (
             str(row["index"]),
+            MARK if row["layer"] in sources else "",
             row["layer"],
             row["type"],
             row["dtype"],
@@ -199,8 +206,16 @@ def layers(rows: Sequence[Row], limit: int | None = None) -> Table:
         )
         for row in ranked[:limit]
     )
-    note = "SQNR: signal to quantization noise, more is better; bars span 0 to 60 dB"
-    return Table(columns, cells, (*_left_out(len(ranked), limit), note))
+    marked = frozenset(i for i, row in enumerate(ranked[:limit]) if row["layer"] in sources)
+    return Table(columns, cells, tuple(_layer_notes(rows, limit)), marked=marked)
+
+
+def _layer_notes(rows: Sequence[Row], limit: int | None) -> Iterable[str]:
+    yield from _left_out(len(rows), limit)
+    sources = len(main_sources(rows))
+    if sources:
+        yield f"{MARK} {source_note(sources)}"
+    yield "SQNR: signal to quantization noise, more is better; bars span 0 to 60 dB"
 
 
 def moved(pairs: Sequence[Row], names: tuple[str, str], limit: int | None = None) -> Table:
@@ -227,11 +242,6 @@ def moved(pairs: Sequence[Row], names: tuple[str, str], limit: int | None = None
         for pair in pairs[:limit]
     )
     return Table(columns, cells, tuple(_left_out(len(pairs), limit)))
-
-
-def worst_first(rows: Iterable[Row]) -> list[Row]:
-    """Rows by their own share of the error; those without one keep the order of execution, at the end."""
-    return sorted(rows, key=lambda r: (r["own_sqnr_db"] is None, r["own_sqnr_db"] or 0.0, r["index"]))
 
 
 PAIRED = ("dtype", "sqnr_db", "own_sqnr_db", "weight_sqnr_db", "cosine", "nmse", "saturation")

@@ -183,8 +183,10 @@ def test_accumulated_errors_equal_those_of_the_suite(name):
     table, outputs = case(name).table(), outputs_by_the_suite(name)
     assert len(outputs) == REPORTED[name]
     assert set(weighted(table)) <= set(outputs)
+    assert set(outputs) - set(table) <= {"pool"}  # max pooling adds no error: it has no row
     for layer, pair in outputs.items():
-        assert table[layer].sqnr_db == pytest.approx(decibels(*pair), abs=SUITE_DB)
+        if layer in table:
+            assert table[layer].sqnr_db == pytest.approx(decibels(*pair), abs=SUITE_DB)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qtrack.backends.fx_pairing import MOVES_DATA, UserModule, dequantized_weight, folded_weight, user_modules
+from qtrack.backends.fx_pairing import UserModule, dequantized_weight, folded_weight, moves_data, user_modules
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.hooks import HookedModel
 from qtrack.numerics.steps import OUTPUT, Inputs, Step
@@ -59,7 +59,7 @@ def _site(
     if isinstance(actual, nn.Identity) and not isinstance(module, nn.Identity):
         return None
     dtype = _dtype(actual, ran[node])
-    if not modules[name].params and (dtype == "float32" or modules[name].type.lower() in MOVES_DATA):
+    if not modules[name].params and (dtype == "float32" or moves_data(modules[name].type)):
         return None
     swallowed = _swallowed(list(called)[index + 1 :], reference, quantized)
     bn = next((m for m in map(reference.get_submodule, swallowed) if isinstance(m, _BatchNorm)), None)

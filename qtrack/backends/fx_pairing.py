@@ -26,6 +26,7 @@ CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_d
 MOVES_DATA = {
     *(
         "flatten",
+        "unflatten",
         "reshape",
         "view",
         "permute",
@@ -33,34 +34,29 @@ MOVES_DATA = {
         "squeeze",
         "unsqueeze",
         "contiguous",
-        "getitem",
-        "chunk",
     ),
     *(
+        "getitem",
+        "chunk",
         "split",
         "size",
+        "dim",
         "getattr",
         "detach",
         "clone",
         "expand",
         "repeat",
         "identity",
-        "dropout",
-        "relu",
-        "relu6",
-        "dim",
     ),
-    *(
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "adaptive_max_pool2d",
-        "clamp",
-        "hardtanh",
-        "channel_shuffle",
-    ),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "channelshuffle"),
+    *("relu", "relu6", "clamp", "hardtanh", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d"),
 }
-"""Operators that introduce no error of their own: they move quantized values or cut them off."""
+"""Functions and modules that add no error of their own: they move quantized values or cut them off."""
+
+
+def moves_data(kind: str) -> bool:
+    """Does a function or a class of modules of this name add no error of its own?"""
+    return kind.lower().replace("_", "") in MOVES_DATA
 
 
 class UserModule(NamedTuple):
@@ -89,12 +85,11 @@ def pair_graphs(
         dtype = _dtype(converted, actual, quantized)
         module = _module(reference, start)
         params = modules[str(start.target)].params if module else 0
-        if not params and (dtype == "float32" or _base_name(reference, start) in MOVES_DATA):
+        layer, kind = names.of(start)
+        if not params and (dtype == "float32" or moves_data(kind)):
             continue
         weights = folded_weight(module), dequantized_weight(_module(converted, actual))
-        sites.append(
-            Site(index, *names.of(start), dtype, params, start.name, end.name, actual.name, *weights)
-        )
+        sites.append(Site(index, layer, kind, dtype, params, start.name, end.name, actual.name, *weights))
     return Pair(Program(reference, _is_observer), Program(converted), tuple(sites))
 
 

@@ -187,7 +187,7 @@ class _Layout:
         rows = self._all(tensor if tensor.shape == self.shape else tensor.expand(self.shape))
         if not self.sampled:
             return rows
-        runs = rows[:, : self.places * self.step].unflatten(1, (self.places, self.step))[:, :, :PLACE]
+        runs: Tensor = rows[:, : self.places * self.step].unflatten(1, (self.places, self.step))[:, :, :PLACE]
         return runs.reshape(len(rows), -1)
 
     def _all(self, tensor: Tensor) -> Tensor:

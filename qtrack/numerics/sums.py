@@ -8,7 +8,7 @@ blocks float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,9 +74,9 @@ class Reference:
 
     def _know(self, seen: _Seen) -> None:
         samples = len(self.rows)
-        self.energy = _energies(seen.norms, samples)
-        self.low = _by_sample(seen.lows, samples, lambda lows: lows.min(1, initial=math.inf))
-        self.high = _by_sample(seen.highs, samples, lambda highs: highs.max(1, initial=-math.inf))
+        self.energy = _by_sample(seen.energies, samples).sum(1)
+        self.low = _by_sample(seen.lows, samples).min(1, initial=math.inf)
+        self.high = _by_sample(seen.highs, samples).max(1, initial=-math.inf)
         self.known = True
 
     def meet(self, actual: Tensor, representable: tuple[float, float] | None = None) -> Meeting:
@@ -115,51 +115,63 @@ class Meeting(NamedTuple):
 
 
 class _Seen:
-    """What the blocks of one tensor gave, not yet added up: each number fetched alone would cost more."""
+    """What the blocks of one tensor gave, row by row."""
 
     def __init__(self) -> None:
-        self.norms: list[Tensor] = []
-        self.lows: list[Tensor] = []
-        self.highs: list[Tensor] = []
+        self.energies: list[Values] = []
+        self.lows: list[Values] = []
+        self.highs: list[Values] = []
 
     def add(self, block: Tensor) -> None:
-        self.norms.append(torch.linalg.vector_norm(block, dim=1))
-        self.lows.append(block.amin(1))
-        self.highs.append(block.amax(1))
+        self.energies.append(_energies(block))
+        low, high = _extremes(block)
+        self.lows.append(low)
+        self.highs.append(high)
 
 
 class _Found:
     """The same for two tensors that met."""
 
     def __init__(self) -> None:
-        self.noise: list[Tensor] = []
-        self.actual: list[Tensor] = []
-        self.extremes: list[Tensor] = []
+        self.noise: list[Values] = []
+        self.actual: list[Values] = []
+        self.largest = 0.0
         self.outside = 0
 
     def add(self, reference: Tensor, actual: Tensor) -> None:
         plain = actual.dequantize() if actual.is_quantized else actual.float()
-        self.actual.append(torch.linalg.vector_norm(plain, dim=1))
+        self.actual.append(_energies(plain))
         error = torch.sub(reference, plain, out=plain if actual.is_quantized else None)
-        self.noise.append(torch.linalg.vector_norm(error, dim=1))
-        if error.numel():
-            self.extremes += (error.amin(), error.amax())
+        self.noise.append(_energies(error))
+        low, high = _extremes(error)
+        self.largest = max(self.largest, -float(low.min(initial=0.0)), float(high.max(initial=0.0)))
 
     def meeting(self, samples: int, elements: int) -> Meeting:
-        noise, actual = _energies(self.noise, samples), _energies(self.actual, samples)
-        largest = float(torch.stack(self.extremes).abs().max()) if self.extremes else 0.0
-        return Meeting(noise, actual, largest, self.outside, elements)
+        noise, actual = (_by_sample(parts, samples).sum(1) for parts in (self.noise, self.actual))
+        return Meeting(noise, actual, self.largest, self.outside, elements)
 
 
-def _energies(norms: list[Tensor], samples: int) -> Values:
-    return _by_sample(norms, samples, lambda found: (found * found).sum(1))
+def _energies(block: Tensor) -> Values:
+    """Sum of squares of each row."""
+    if len(block) == 1:
+        return np.array([float(torch.dot(block[0], block[0]))])  # half as long as the norm
+    norms: Values = torch.linalg.vector_norm(block, dim=1).double().cpu().numpy()
+    return norms * norms
 
 
-def _by_sample(parts: list[Tensor], samples: int, total: Callable[[Values], Values]) -> Values:
-    """One number per sample out of one for each of its blocks, in order."""
-    if not parts:
-        return total(np.zeros((samples, 0)))
-    return total(torch.cat(parts).double().cpu().numpy().reshape(samples, -1))
+def _extremes(block: Tensor) -> tuple[Values, Values]:
+    """Smallest and largest element of each row; NaN where it holds one."""
+    if not block.shape[1]:
+        return np.full(len(block), math.inf), np.full(len(block), -math.inf)
+    if block.device.type == "cpu":
+        elements = block.numpy()  # numpy takes two thirds of torch's time
+        return elements.min(1), elements.max(1)
+    return block.amin(1).cpu().numpy(), block.amax(1).cpu().numpy()
+
+
+def _by_sample(parts: list[Values], samples: int) -> Values:
+    """A row for each sample out of what its blocks gave in order."""
+    return np.concatenate(parts).astype(np.float64).reshape(samples, -1) if parts else np.zeros((samples, 0))
 
 
 def _outside(block: Tensor, representable: tuple[float, float]) -> int:

@@ -264,3 +264,31 @@ def test_embeddings_stay_float_unless_weights_alone_are_quantized():
     task = task_of(Lookup)
     assert dtypes(STATIC, task)["table"] == "float32"
     assert dtypes(STATIC.with_mode("weight_only"), task)["table"] == "int8_weight"
+
+
+class Encoder(nn.Module):
+    """A layer of torch's own that torch.ao does not look into."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.norm = nn.LayerNorm(8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.norm(self.embed(x))).mean(1))
+
+
+def test_layers_that_are_never_looked_into_are_said_to_stay_float():
+    result = outcome(STATIC, task_of(Encoder, (6, 6)))
+    assert result.float_layers == ("encoder",)
+    assert result.warnings == (
+        "1 layers stay float, fx has no static kernel for them: encoder (TransformerEncoderLayer)",
+    )
+
+
+def test_weights_inside_of_them_are_stored_small_all_the_same():
+    result = outcome(STATIC.with_mode("weight_only"), task_of(Encoder, (6, 6)))
+    assert {row.layer: row.dtype for row in result.layers}["encoder"] == "int8_weight"
+    assert result.float_layers == ()

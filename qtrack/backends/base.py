@@ -21,7 +21,6 @@ class Prepared:
     recipe: Recipe
     details: Any = None
     """The backend's own notes."""
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +33,8 @@ class Quantized:
     """Scales and zero-points by layer, as plain numbers and lists."""
     float_layers: tuple[str, ...] = ()
     """Layers with weights that stayed in float."""
+    warnings: tuple[str, ...] = ()
+    """What was asked for and could not be done."""
 
 
 def layers_with_weights(model: nn.Module) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ default scheme, or the module around them where that is left in float.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,9 @@ AnyScheme = Static | Dynamic | WeightOnly | Float16 | Float
 
 @dataclass(frozen=True, eq=False)
 class _Details:
+    wanted: Mapping[str, AnyScheme]
     schemes: Mapping[str, AnyScheme]
-    """What each module with weights will really run in."""
+    """What each module with weights can run in."""
     modules: Mapping[str, UserModule]
 
 
@@ -57,9 +58,9 @@ class FxBackend:
         wanted = {name: recipe.scheme_for(lineage) for name, lineage in _lineages(model).items()}
         feasible = {n: _feasible(model.get_submodule(n), scheme) for n, scheme in wanted.items()}
         _refuse_named(recipe, model, wanted, feasible)
-        details = _Details(feasible, user_modules(model))
+        details = _Details(wanted, feasible, user_modules(model))
         prepared = self._prepare(model, recipe, feasible, example)
-        return Prepared(prepared, recipe, details, _stays_float(model, wanted, feasible))
+        return Prepared(prepared, recipe, details)
 
     def _prepare(
         self, model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme], example: Inputs
@@ -105,8 +106,8 @@ class FxBackend:
             if isinstance(scheme, WeightOnly | Float16):
                 store_small(_weighted(converted.get_submodule(name)), scheme)
         pair = pair_graphs(reference, converted, details.modules, example)
-        floats = tuple(site.layer for site in pair.sites if not site.quantized and site.params)
-        return Quantized(converted, pair, qparams_of(converted), floats)
+        floats = tuple(s.layer for s in pair.sites if not s.quantized and _holds_weights(converted, s.layer))
+        return Quantized(converted, pair, qparams_of(converted), floats, _stays_float(floats, details))
 
     def reference(self, prepared: Prepared) -> nn.Module:
         with quiet():
@@ -127,6 +128,11 @@ def _copy(model: nn.Module) -> GraphModule:
     assert isinstance(model, GraphModule)
     copied: GraphModule = copy.deepcopy(model)
     return copied
+
+
+def _holds_weights(model: nn.Module, layer: str) -> bool:
+    """Has the layer, or anything inside it, weights that could have been quantized?"""
+    return any(map(has_weights, model.get_submodule(layer.partition("#")[0]).modules()))
 
 
 def _lineages(model: nn.Module) -> dict[str, tuple[Module, ...]]:
@@ -175,14 +181,14 @@ def _refuse_named(
             )
 
 
-def _stays_float(
-    model: nn.Module, wanted: Mapping[str, AnyScheme], feasible: Mapping[str, AnyScheme]
-) -> tuple[str, ...]:
-    """One line for each mode that some layers cannot run in."""
+def _stays_float(floats: Sequence[str], details: _Details) -> tuple[str, ...]:
+    """One line for each mode that some layers were asked to run in and do not."""
     left: dict[str, list[str]] = {}
-    for name, scheme in wanted.items():
-        if has_weights(model.get_submodule(name)) and scheme.mode != feasible[name].mode:
-            left.setdefault(scheme.mode, []).append(f"{name} ({type(model.get_submodule(name)).__name__})")
+    for layer in floats:
+        name = layer.partition("#")[0]
+        mode = details.wanted[name].mode
+        if mode != "float":
+            left.setdefault(mode, []).append(f"{name} ({details.modules[name].type})")
     return tuple(
         f"{len(names)} layers stay float, fx has no {mode} kernel for them: {_some(names)}"
         for mode, names in left.items()

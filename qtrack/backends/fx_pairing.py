@@ -188,10 +188,11 @@ def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
         return "int8_dynamic"
     if node.name in quantized or ".quantized" in home:
         return "int8"
-    holder = _weight_holder(module)
-    if holder is not None and is_parametrized(holder, "weight"):
-        return "float16_weight" if isinstance(holder.parametrizations["weight"][0], Widen) else "int8_weight"
-    return "float32"
+    small = next((m for m in (module.modules() if module else ()) if is_parametrized(m, "weight")), None)
+    if small is None:
+        return "float32"
+    restore = small.get_submodule("parametrizations.weight.0")
+    return "float16_weight" if isinstance(restore, Widen) else "int8_weight"
 
 
 def _weight_holder(module: nn.Module | None) -> Any:

@@ -167,14 +167,16 @@ class _Execution:
         backend = load_backend(self.recipe.backend)
         with self._phase("prepare"):
             prepared = backend.prepare(model, self.recipe, self.example)
-        self.warnings += [*prepared.warnings, *_reduce_range_warning(self.recipe)]
+        self.warnings += _reduce_range_warning(self.recipe)
         with self._phase("calibrate"):
             self._calibrate(backend, prepared)
         if self.recipe.training:
             with self._phase("train"):
                 self.forwards += train(self.task, backend, prepared, self.recipe, self.monitor)
         with self._phase("convert"):
-            return backend.convert(prepared, self.example)
+            quantized = backend.convert(prepared, self.example)
+        self.warnings += quantized.warnings
+        return quantized
 
     def _calibrate(self, backend: Backend, prepared: Prepared) -> None:
         """Show the observers the chosen samples, with quantization off."""

@@ -21,7 +21,8 @@ from qtrack.errors import RecipeError
 from qtrack.monitor import SILENT, Advance, Monitor
 from qtrack.outcome import Cost, Outcome
 from qtrack.pipeline import Plan, StageSpec
-from qtrack.recipe import Recipe, faults_of
+from qtrack.reading import faults_of
+from qtrack.recipe import Recipe
 from qtrack.stages import Evidence, Judged, judge
 
 log = logging.getLogger("qtrack")

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from qtrack.errors import InputError, PipelineError
-from qtrack.recipe import Frozen, Module, Recipe, faults_of, load_yaml, read_text
+from qtrack.reading import faults_of, load_yaml, read_text
+from qtrack.recipe import Frozen, Module, Recipe
 from qtrack.stages import STAGES, Target
 from qtrack.task import Task, getattr_of, load_module, load_task
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
@@ -27,12 +25,12 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from qtrack.errors import RecipeError
+from qtrack.reading import load_yaml, parse
 
 BackendName = Literal["fx"]
 Engine = Literal["x86", "fbgemm", "onednn", "qnnpack"]
@@ -40,7 +38,6 @@ Granularity = Literal["per_tensor", "per_channel"]
 Mode = Literal["static", "dynamic", "weight_only", "float16", "float"]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-MAX_FILE_BYTES = 1_000_000
 
 
 class Frozen(BaseModel):
@@ -330,99 +327,3 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_from_yaml(text: str, where: str = "recipe") -> Recipe:
     """Read a recipe; raises RecipeError with every fault and its path. JSON is YAML too."""
     return parse(Recipe, load_yaml(text, where, RecipeError), where, RecipeError)
-
-
-def read_text(path: Path, error: Callable[[str], Exception]) -> str:
-    """The text of a small configuration file, or one line about why there is none."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise error(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; this is not a configuration file")
-        return path.read_text(encoding="utf-8")
-    except OSError as cause:
-        raise error(f"{path}: {cause.strerror or cause}") from cause
-    except UnicodeDecodeError as cause:
-        raise error(f"{path}: not a text file in UTF-8") from cause
-
-
-def load_yaml(text: str, where: str, error: Callable[[str], Exception]) -> Any:
-    """Parse YAML of plain data, or JSON; tags that would build Python objects are refused."""
-    if text.lstrip().startswith("{"):
-        with suppress(json.JSONDecodeError):  # then it is YAML in flow style
-            return json.loads(text)  # YAML reads JSON's escaped pairs of surrogates as two characters
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        mark = getattr(cause, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise error(f"{where}:{place} not valid YAML: {getattr(cause, 'problem', None) or cause}") from cause
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def parse(model: type[Model], data: Any, where: str, error: Callable[[Sequence[str]], Exception]) -> Model:
-    """Validate data against a model; raises the given error with a line for every fault."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as cause:
-        raise error(faults_of(cause, model, where)) from cause
-
-
-def faults_of(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
-    """One readable line per fault: path in the file, what was wrong, what would do."""
-    return [_fault(detail, model, where) for detail in error.errors(include_url=False)]
-
-
-_VARIANTS: dict[str, type[BaseModel]] = {
-    **SCHEMES,
-    "min_max": MinMax,
-    "moving_average": MovingAverage,
-    "histogram": Histogram,
-}
-
-
-def _fault(detail: Any, model: type[BaseModel], where: str) -> str:
-    steps = [part for part in detail["loc"] if part not in _VARIANTS]
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    context, value = detail.get("ctx", {}), _shown(detail.get("input"))
-    match detail["type"]:
-        case "extra_forbidden":
-            owner = _owner(model, detail["loc"][:-1])
-            said = f"unknown field; known fields are {', '.join(owner.model_fields)}"
-        case "missing":
-            said = "is missing"
-        case "union_tag_invalid":
-            said = f"{context['tag']!r} is not one of {_listed(context['expected_tags'])}"
-        case "literal_error":
-            said = f"{value} is not one of {_listed(context['expected'])}"
-        case "value_error":
-            said = str(context["error"])
-        case _:
-            said = f"{value}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
-    return f"{where}: {path}: {said}" if path else f"{where}: {said}"
-
-
-def _owner(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """The model that stands at a path of fields, positions and names of variants."""
-    for step in path:
-        if step in _VARIANTS:
-            model = _VARIANTS[str(step)]
-        elif isinstance(step, str) and step in model.model_fields:
-            model = next(_models_in(model.model_fields[step].annotation), model)
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models_in(part)
-
-
-def _listed(names: str) -> str:
-    return names.replace("'", "").replace(" or ", ", ")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

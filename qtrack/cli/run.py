@@ -126,7 +126,7 @@ def _overhead(seconds: float, total: float) -> str:
 
 def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
     from qtrack.errors import PipelineError
-    from qtrack.recipe import load_yaml
+    from qtrack.reading import load_yaml
 
     pairs = [setting.partition("=") for setting in settings]
     faults = [f"--set {key}: write it as key=value" for key, equals, _ in pairs if not (key and equals)]

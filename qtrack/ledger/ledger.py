@@ -16,7 +16,8 @@ from qtrack.ledger.read import Reader
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
-from qtrack.recipe import Recipe, load_yaml, parse, recipe_from_yaml
+from qtrack.reading import load_yaml, parse
+from qtrack.recipe import Recipe, recipe_from_yaml
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -114,6 +114,7 @@ def test_a_run_says_what_is_best_where_it_is_and_what_is_next(finished):
     _, done = finished
     assert "surely meets the target: " in done.stderr
     assert "largest error in " in done.stderr
+    assert "test samples that no decision has seen" in done.stderr
     assert "recorded in sqlite:" in done.stderr
     assert "next: qtrack layers " in done.stderr
     assert "ledger: " in done.stderr

@@ -116,8 +116,18 @@ def _closing(strategies: list[Strategy], results: list[StageResult], ledger: Led
     worst = outcomes[chosen.stage].worst_layer if chosen and chosen.stage in outcomes else None
     if chosen and worst:
         yield f"largest error in {chosen.stage}: {worst.layer} (own SQNR {worst.own_sqnr_db:.1f} dB)"
+    if chosen and chosen.stage in outcomes:
+        yield from _held_out(next(result for result in results if result.name == chosen.stage))
     yield f"recorded in {mask_secrets(ledger.uri)}"
     yield f"next: qtrack layers {chosen.stage} | qtrack ui" if chosen else "next: qtrack ui"
+
+
+def _held_out(result: StageResult) -> Iterator[str]:
+    """The chosen strategy on the test split; that no decision has seen it is what makes the figure honest."""
+    chosen, floating = result.outcome.test, result.baseline.test
+    if chosen is not None and floating is not None:
+        samples = f"{len(chosen.scores)} test samples that no decision has seen"
+        yield f"{result.name} on {samples}: {chosen.value:.4f}, float {floating.value:.4f}"
 
 
 def _overhead(seconds: float, total: float) -> str:

@@ -1,16 +1,26 @@
-"""``qtrack.run``: a pipeline from Python, recorded as the command line records it."""
+"""``qtrack.run`` and what can be done with what it recorded, from Python as from the command line."""
 
 from __future__ import annotations
 
+import logging
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.campaign import StageResult, run_plan
+from qtrack.errors import QtrackError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.pipeline import Plan, read_plan
+from qtrack.task import Task, load_task, located
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from qtrack.ledger import Ledger
+    from qtrack.reproduction import Reproduction, Unproven
+
+log = logging.getLogger("qtrack")
 
 
 def run(
@@ -23,6 +33,101 @@ def run(
     """Run a pipeline file, or a checked plan, and record every stage; ``settings`` override its fields."""
     plan = pipeline if isinstance(pipeline, Plan) else read_plan(Path(pipeline), settings)
     return run_plan(plan, open_ledger(tracking_uri), monitor)
+
+
+def load(run: str, task: Task | str | None = None, tracking_uri: str | None = None) -> nn.Module:
+    """The model that a run recorded: a ``state_dict`` in the structure that its recipe and task give.
+
+    The run is named as on the command line. The task is the recorded one, found as ``qtrack reproduce`` finds
+    it, unless it is given: a Task, ``package.module:Class`` or ``file.py:Class``. Nothing is unpickled but
+    tensors. Where the recipe names another engine than torch's own choice, set
+    ``torch.backends.quantized.engine`` to it before the model is called.
+
+    Raises RunNotFound, TaskError where the task is not found, and StoreError where the run has no saved model
+    or its recipe or parameters have another digest than on record.
+    """
+    from qtrack.ledger import Ledger
+
+    ledger = Ledger.open(tracking_uri)
+    return ledger.model(run, task_of(ledger, run, task))
+
+
+def reproduce(
+    run: str,
+    task: Task | str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    monitor: Monitor = SILENT,
+) -> Reproduction:
+    """Execute a run's recipe again, with as many threads, compare, and record the comparison as a run.
+
+    Raises RunNotFound, TaskError where the task is not found, and StoreError where the run has not left what
+    there is to compare with, as one that failed.
+    """
+    from qtrack.ledger import Ledger
+
+    ledger = Ledger.open(tracking_uri)
+    return _reproduced(ledger, run, task_of(ledger, run, task), monitor)
+
+
+def reproduce_all(
+    experiment: str,
+    task: Task | str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    monitor: Monitor = SILENT,
+) -> list[Reproduction | Unproven]:
+    """The same for every finished stage of an experiment, the oldest first; one that fails stops no other."""
+    from qtrack.ledger import Ledger
+    from qtrack.reproduction import Unproven
+
+    ledger = Ledger.open(tracking_uri)
+    given = None if task is None else task_of(ledger, "", task)
+    found: list[Reproduction | Unproven] = []
+    for strategy in ledger.finished(experiment):
+        run = strategy.run_id
+        try:
+            found.append(_reproduced(ledger, run, given or task_of(ledger, run), monitor))
+        except QtrackError as error:
+            found.append(Unproven(run, strategy.stage, str(error)))
+    return found
+
+
+def _reproduced(ledger: Ledger, run: str, task: Task, monitor: Monitor) -> Reproduction:
+    import torch
+
+    from qtrack.data import inspect_splits
+    from qtrack.engine import check_forward, execute, torch_threads
+    from qtrack.ingredients import common_ingredients, drifted, recipe_ingredients
+    from qtrack.reproduction import compared, result_of
+
+    recorded, threads = ledger.recorded(run), torch.get_num_threads()
+    began = time.perf_counter()
+    with torch_threads(recorded.threads), ledger.reproduction(recorded) as record:
+        splits = inspect_splits(task, monitor)
+        check_forward(task)
+        now = {**common_ingredients(task, splits), **recipe_ingredients(task, recorded.recipe)}
+        for drift in drifted(recorded.ingredients, now):
+            log.info("drifted: %s was %s, is %s", drift.name, drift.was[:16], drift.now[:16])
+        sizes = {name: split.samples for name, split in splits.items()}
+        outcome = execute(task, recorded.recipe, monitor=monitor, thorough=False, sizes=sizes)
+        found = compared(recorded, result_of(outcome), now, threads)
+        found = replace(found, reproduction_run=record.run.id)
+        record.result(found, now, time.perf_counter() - began)
+        log.info("%s: %s", found.stage, found.verdict)
+    return found
+
+
+def task_of(ledger: Ledger, run: str, task: Task | str | None = None) -> Task:
+    """The task given, or else the recorded one, its file looked for in this folder and one level below."""
+    if isinstance(task, Task):
+        return task
+    if task is not None:
+        return load_task(task)
+    source, _, name = ledger.pipeline(run).task.rpartition(":")
+    if source.endswith(".py"):
+        source = str(located(source) or source)
+    return load_task(f"{source}:{name}")
 
 
 def open_ledger(tracking_uri: str | None = None) -> Ledger:

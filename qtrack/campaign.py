@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from qtrack.data import SplitInfo, inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
 from qtrack.errors import RecipeError
+from qtrack.ingredients import common_ingredients, recipe_ingredients
 from qtrack.monitor import SILENT, Advance, Monitor
 from qtrack.outcome import Cost, Outcome
 from qtrack.pipeline import Plan, StageSpec
@@ -35,6 +36,8 @@ class Setting:
     plan: Plan
     splits: Mapping[str, SplitInfo]
     environment: Mapping[str, Any]
+    ingredients: Mapping[str, str] = field(default_factory=dict)
+    """Those that all stages share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,8 @@ class StageResult:
     judged: Judged
     baseline: Outcome
     probes: tuple[Judged, ...] = ()
+    ingredients: Mapping[str, str] = field(default_factory=dict)
+    """What went into it, by name."""
 
     @property
     def outcome(self) -> Outcome:
@@ -94,9 +99,7 @@ def run_plan(plan: Plan, recorder: Recorder, monitor: Monitor = SILENT) -> list[
     with torch_threads(plan.pipeline.threads):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
-            campaign = _Campaign(
-                plan, record, monitor, {name: s.samples for name, s in setting.splits.items()}
-            )
+            campaign = _Campaign(setting, record, monitor)
             try:
                 campaign.run()
             finally:
@@ -109,17 +112,16 @@ def _inspect(plan: Plan, monitor: Monitor) -> Setting:
     for warning in overlaps(splits):
         log.warning(warning)
     check_forward(plan.task)
-    return Setting(plan, splits, environment(plan.folder))
+    return Setting(plan, splits, environment(plan.folder), common_ingredients(plan.task, splits))
 
 
 class _Campaign:
     """The state of a running campaign: what earlier stages left behind."""
 
-    def __init__(
-        self, plan: Plan, record: CampaignRecord, monitor: Monitor, sizes: Mapping[str, int]
-    ) -> None:
-        self.plan = plan
-        self.sizes = sizes
+    def __init__(self, setting: Setting, record: CampaignRecord, monitor: Monitor) -> None:
+        self.plan = plan = setting.plan
+        self.sizes = {name: split.samples for name, split in setting.splits.items()}
+        self.ingredients = setting.ingredients
         self.record = record
         self.monitor = monitor
         self.start = settled(plan.pipeline.recipe)
@@ -150,7 +152,9 @@ class _Campaign:
             record.recipe(recipe, before if previous else None)
             judged = self.execute(recipe, prober.monitor)
             assert self.baseline is not None
-            result = StageResult(spec.name, index, judged, self.baseline.outcome, tuple(prober.probes))
+            baseline, probes = self.baseline.outcome, tuple(prober.probes)
+            ingredients = {**self.ingredients, **recipe_ingredients(self.plan.task, judged.outcome.recipe)}
+            result = StageResult(spec.name, index, judged, baseline, probes, ingredients)
             record.result(result)
         _tell(result)
         return result

@@ -36,6 +36,8 @@ class SplitInfo:
     """Of each sample's inputs."""
     per_class: Mapping[int, int] = field(default_factory=dict)
     """Samples by label; empty where the task has no labels."""
+    labels_digest: str = ""
+    """SHA-256 over the labels in their order; empty where the task has none."""
 
 
 def batches_of(task: Task, split: Split) -> Iterator[Batch]:
@@ -70,28 +72,38 @@ def inspect_splits(task: Task, monitor: Monitor = SILENT) -> dict[str, SplitInfo
     found: dict[str, SplitInfo] = {}
     with monitor.phase("reading the data", len(splits)) as advance:
         for split in splits:
-            found[split] = _inspect(task, split)
+            found[split] = inspect_split(task, split)
             advance(1)
     return found
 
 
-def _inspect(task: Task, split: Split) -> SplitInfo:
+def inspect_split(task: Task, split: Split) -> SplitInfo:
+    """Read a split once; raises DataError where it is empty or broken."""
     digests: list[str] = []
     classes: Counter[int] = Counter()
+    labelled = hashlib.sha256()
     sizes = []
     for batch in batches_of(task, split):
         sizes.append(size_of(batch))
         digests += _sample_digests(task.inputs(batch), sizes[-1])
         labels = task.labels(batch)
         if labels is not None:
-            classes.update(labels.reshape(-1).tolist())
+            classes.update(found := labels.reshape(-1).tolist())
+            labelled.update("".join(f"{label}," for label in found).encode())
     if not digests:
         raise DataError(
             f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed"
         )
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
     return SplitInfo(
-        split, len(digests), len(sizes), sizes[0], digest, tuple(digests), dict(sorted(classes.items()))
+        split,
+        samples=len(digests),
+        batches=len(sizes),
+        batch_size=sizes[0],
+        digest=digest,
+        sample_digests=tuple(digests),
+        per_class=dict(sorted(classes.items())),
+        labels_digest=labelled.hexdigest() if classes else "",
     )
 
 

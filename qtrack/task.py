@@ -95,6 +95,12 @@ def load_task(reference: str, folder: Path | None = None) -> Task:
     return _instance(getattr_of(load_module(source, folder, "task"), name, f"task {reference!r}"), reference)
 
 
+def located(source: str) -> Path | None:
+    """The file of a recorded task: in this folder, or the only one of that name one level below it."""
+    found = [Path(source)] if Path(source).is_file() else sorted(Path().glob(f"*/{source}"))
+    return found[0] if len(found) == 1 else None
+
+
 def load_module(source: str, folder: Path | None, what: str) -> ModuleType:
     """Import a module by dotted name, or by the path of its file; raises TaskError in one line."""
     try:

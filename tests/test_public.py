@@ -26,6 +26,7 @@ def test_the_public_names_are_these():
         "Task",
         "compare_models",
         "execute",
+        "load",
         "run",
     ]
     assert all(getattr(qtrack, name) is not None for name in qtrack.__all__)

@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "Run all stages of a pipeline file and record each.",
     "compare": "Put strategies side by side.",
     "layers": "Show the layers of a run, worst first; of two runs, what moved.",
+    "reproduce": "Execute a run's recipe again: the same model, or what drifted.",
     "export": "Write the recipe of a run, ready to run again.",
     "ui": "Start the MLflow UI, with links to the pages that compare.",
     "doctor": "Say what works on this machine.",
@@ -114,6 +115,7 @@ def main(ctx: click.Context) -> None:
       qtrack run digits.yaml     run all stages; a table at the end
       qtrack compare             the strategies side by side
       qtrack layers ptq          where the error sits
+      qtrack reproduce ptq       the same model again, or what drifted
     """
     ctx.with_resource(warnings.catch_warnings())
     warnings.simplefilter("default" if ctx.meta.get(DEBUG) else "ignore")

@@ -11,6 +11,7 @@ import yaml
 
 from qtrack.cli.files import write_file
 from qtrack.cli.options import debug, tracking_uri
+from qtrack.task import located
 
 if TYPE_CHECKING:
     from qtrack.ledger import Ledger
@@ -71,8 +72,8 @@ def _relocated(reference: str, folder: Path) -> str:
     source, _, name = reference.rpartition(":")
     if not source.endswith(".py") or (folder / source).is_file():
         return reference
-    found = [Path(source)] if Path(source).is_file() else sorted(Path().glob(f"*/{source}"))
-    if len(found) != 1:
+    found = located(source)
+    if found is None:
         click.echo(f"{source} is not beside the output; say where the task is with --task", err=True)
         return reference
-    return f"{Path(os.path.relpath(found[0], folder)).as_posix()}:{name}"
+    return f"{Path(os.path.relpath(found, folder)).as_posix()}:{name}"

@@ -20,6 +20,13 @@ def digest_of(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def tensor_digests(state: Mapping[str, Any]) -> dict[str, str]:
+    """A short digest of each tensor, in the order of the ``state_dict``, to tell which of them differ."""
+    return {
+        name: digest_of({"": tensor})[:16] for key in state for name, tensor in tensors_in(state[key], key)
+    }
+
+
 def tensors_in(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of nested containers and packed parameters, with its path, in a fixed order."""
     if isinstance(state, Tensor):

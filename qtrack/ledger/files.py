@@ -120,7 +120,7 @@ def write_results(folder: Path, result: StageResult, setting: Setting, task_fing
     outcome = result.outcome
     write_table(folder / File.LAYERS, LAYER_COLUMNS, [asdict(row) for row in outcome.layers])
     _write_samples(folder / File.SAMPLES, outcome, result.baseline)
-    write_json(folder / File.FINGERPRINT, _fingerprint(outcome, setting, task_fingerprint))
+    write_json(folder / File.FINGERPRINT, _fingerprint(result, setting, task_fingerprint))
     write_json(folder / File.COST, _cost(result))
     if not result.probes:
         return [File.LAYERS]
@@ -169,8 +169,11 @@ def _write_samples(path: Path, outcome: Outcome, baseline: Outcome) -> None:
     pd.DataFrame(columns).to_parquet(path, index=False)
 
 
-def _fingerprint(outcome: Outcome, setting: Setting, task_fingerprint: str) -> dict[str, Any]:
-    """What must be equal for an execution to count as the same."""
+def _fingerprint(result: StageResult, setting: Setting, task_fingerprint: str) -> dict[str, Any]:
+    """What went in, and digests of what came out: equal ones mean the same model, bit for bit."""
+    from qtrack.engine.digests import tensor_digests
+
+    outcome = result.outcome
     splits = {
         name: {
             "digest": split.digest,
@@ -185,7 +188,9 @@ def _fingerprint(outcome: Outcome, setting: Setting, task_fingerprint: str) -> d
         "task": task_fingerprint,
         **outcome.digests,
         "splits": splits,
+        "ingredients": result.ingredients,
         "scales": outcome.qparams,
+        "tensors": tensor_digests(outcome.model.state_dict()),
     }
 
 

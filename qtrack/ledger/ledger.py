@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
+from qtrack.ledger import models
 from qtrack.ledger.files import in_schema_order, read_table
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.read import Reader
+from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
@@ -21,10 +24,13 @@ from qtrack.recipe import Recipe, recipe_from_yaml
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from torch import nn
 
     from qtrack.campaign import Setting
     from qtrack.ledger.write import Figures
     from qtrack.pipeline import Pipeline
+    from qtrack.reproduction import Recorded
+    from qtrack.task import Task
 
 
 class Ledger:
@@ -75,6 +81,12 @@ class Ledger:
             found = self._reader.stages(self._campaign(campaign, experiment, ids), ids)
         return [strategy_of(run, experiments[run.info.experiment_id]) for run in found]
 
+    def finished(self, experiment: str) -> list[Strategy]:
+        """All stages of an experiment that finished, of all its campaigns, the oldest first."""
+        experiments = self._experiments(experiment)
+        found = self._reader.finished(list(experiments))
+        return [strategy_of(run, experiments[run.info.experiment_id]) for run in found]
+
     def layers(self, reference: str) -> list[dict[str, Any]]:
         """The layer table of a run, in execution order."""
         run = self._run(reference)
@@ -102,6 +114,39 @@ class Ledger:
             return parse(Pipeline, data, File.RESOLVED, PipelineError)
         except PipelineError as error:
             raise _corrupt(owner, File.RESOLVED, error) from error
+
+    def recorded(self, reference: str) -> Recorded:
+        """What reproducing a run needs; raises StoreError where the run has not left it."""
+        run = self._run(reference)
+        layers = tuple(row["layer"] for row in self.layers(run.info.run_id))
+        with self._fetched(run, File.SAMPLES) as samples:
+            return recorded_of(run, self.recipe(run.info.run_id), self._fingerprint(run), samples, layers)
+
+    def model(self, reference: str, task: Task) -> nn.Module:
+        """The model that a run saved, built from the task and checked; raises StoreError in one line."""
+        run = self._run(reference)
+        saved = run.data.tags.get(Tag.MODEL, "not saved")
+        if saved != "saved":
+            raise StoreError(f"the run {_shown(run)} has no saved model: {saved}")
+        fingerprint = self._fingerprint(run)
+        with self._fetched(run, File.MODEL) as folder:
+            try:
+                return models.load_checked(task, folder, fingerprint)
+            except StoreError as error:
+                raise StoreError(f"the run {_shown(run)}: {error}") from error
+
+    def reproduction(self, recorded: Recorded) -> AbstractContextManager[ReproductionWriter]:
+        """Open the record of a stage's second execution."""
+        return recorded_reproduction(self._store, self._run(recorded.run_id), recorded)
+
+    def _fingerprint(self, run: Run) -> dict[str, Any]:
+        try:
+            found = json.loads(self._text(run, File.FINGERPRINT))
+        except ValueError as error:
+            raise _corrupt(run, File.FINGERPRINT, error) from error
+        if not isinstance(found, dict):
+            raise StoreError(f"{File.FINGERPRINT} of the run {_shown(run)} is corrupt: no object")
+        return found
 
     def links(self, strategies: Sequence[Strategy]) -> dict[str, str]:
         """Pages of MLflow's UI that compare these strategies: fragments to put after its address."""
@@ -132,15 +177,23 @@ class Ledger:
 
     def _text(self, run: Run, path: str) -> str:
         """The text of an artifact; raises StoreError where it cannot be had."""
+        with self._fetched(run, path) as file:
+            try:
+                return file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise _corrupt(run, path, error) from error
+
+    @contextmanager
+    def _fetched(self, run: Run, path: str) -> Iterator[Path]:
+        """A copy of an artifact, file or folder; raises StoreError where it cannot be had."""
         with self._store.calling(f"list the files of the run {_shown(run)}") as client:
             present = {file.path for file in client.list_artifacts(run.info.run_id)}
         if path not in present:
             raise StoreError(f"the run {_shown(run)} has left no {path}")
-        with (
-            tempfile.TemporaryDirectory(prefix="qtrack-") as folder,
-            self._store.calling(f"read {path} of the run {_shown(run)}") as client,
-        ):
-            return Path(client.download_artifacts(run.info.run_id, path, folder)).read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
+            with self._store.calling(f"read {path} of the run {_shown(run)}") as client:
+                copy = client.download_artifacts(run.info.run_id, path, folder)
+            yield Path(copy)
 
 
 def _shown(run: Run) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from qtrack.errors import QtrackError, StoreError
 from qtrack.ledger.masking import mask_secrets
 from qtrack.outcome import Outcome
 from qtrack.recipe import Recipe, recipe_from_yaml, recipe_to_yaml
@@ -48,6 +50,37 @@ def load(task: Task, folder: Path) -> nn.Module:
 
     recipe = recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), str(folder / RECIPE))
     return rebuild(task, recipe, _load(folder / STATE))
+
+
+def load_checked(task: Task, folder: Path, fingerprint: Mapping[str, Any]) -> nn.Module:
+    """The same, if its recipe and its parameters are those on record; raises StoreError in one line."""
+    from qtrack.engine.digests import digest_of
+
+    try:
+        recipe = recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)
+        same = (
+            recipe.digest == fingerprint.get("recipe"),
+            digest_of(_load(folder / STATE)) == fingerprint.get("parameters"),
+        )
+    except Exception as error:  # whatever the files hold
+        raise StoreError(f"the saved model is corrupt: {_reason(error)}") from error
+    for name, holds in zip((RECIPE, STATE), same, strict=True):
+        if not holds:
+            raise StoreError(f"the saved model is not the recorded one: {name} has another digest")
+    try:
+        model = load(task, folder)
+    except QtrackError:
+        raise
+    except Exception as error:  # torch's own, of several lines
+        raise StoreError(f"the recorded parameters do not fit the task's model: {_reason(error)}") from error
+    if digest_of(model.state_dict()) != fingerprint["parameters"]:
+        raise StoreError("the task's model, with the recorded parameters, has another digest than recorded")
+    return model
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line and without secrets."""
+    return (" ".join(mask_secrets(str(error)).split()) or type(error).__name__)[:250]
 
 
 def _write(outcome: Outcome, folder: Path) -> None:

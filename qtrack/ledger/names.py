@@ -24,7 +24,7 @@ class Tag:
     """Tags of a run."""
 
     KIND = "qtrack.kind"
-    """stage or campaign"""
+    """stage, campaign or reproduction"""
     CAMPAIGN = "qtrack.campaign"
     STAGE = "qtrack.stage"
     INDEX = "qtrack.index"
@@ -37,6 +37,9 @@ class Tag:
     BACKEND = "qtrack.backend"
     ENGINE = "qtrack.engine"
     VERDICT = "qtrack.verdict"
+    """Of a reproduction: bit-identical, equivalent or different"""
+    REPRODUCES = "qtrack.reproduces"
+    """The id of the run that a reproduction executed again"""
     HEARTBEAT = "qtrack.heartbeat"
     """When the writing process was last known to live, in UTC; a running run with an old one is dead."""
     STARTED_FROM = "qtrack.started_from"
@@ -83,6 +86,10 @@ class Metric:
     EVALUATIONS = "evaluations"
     FORWARD_SAMPLES = "forward_samples"
     NONFINITE = "nonfinite_samples"
+    DRIFTED = "drifted_ingredients"
+    DIFFERING_SAMPLES = "differing_samples"
+    SCALE_DIFFERENCE = "scale_difference"
+    """Of a reproduction; the largest one, relative."""
     WORST_OWN_SQNR_DB = "layers/worst_own_sqnr_db"
     MEDIAN_OWN_SQNR_DB = "layers/median_own_sqnr_db"
     LAYER_CURVES = ("sqnr_db", "own_sqnr_db", "weight_sqnr_db")
@@ -105,13 +112,14 @@ class File:
     SAMPLES = "samples.parquet"
     FINGERPRINT = "fingerprint.json"
     COST = "cost.json"
+    REPRODUCTION = "reproduction.json"
     LOG = "log.txt"
     ERROR = "error.txt"
     FIGURES = "figures"
     MODEL = "model"
 
 
-STAGE, CAMPAIGN = "stage", "campaign"
+STAGE, CAMPAIGN, REPRODUCTION = "stage", "campaign", "reproduction"
 TARGET_MET = {True: "yes", False: "no", None: "not sure"}
 
 MAX_KEY = 250

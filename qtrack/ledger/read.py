@@ -40,6 +40,10 @@ class Reader:
         runs = self._search(experiments, tagged(Tag.KIND, STAGE), tagged(Tag.CAMPAIGN, campaign))
         return sorted(runs, key=lambda run: (_index(run), run.info.start_time))
 
+    def finished(self, experiments: Sequence[str]) -> list[Run]:
+        """All stages that finished, the oldest first."""
+        return self._search(experiments, tagged(Tag.KIND, STAGE), "attributes.status = 'FINISHED'")[::-1]
+
     def latest_campaign(self, experiments: Sequence[str]) -> str | None:
         """The id of the campaign that was opened last."""
         runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), limit=1)

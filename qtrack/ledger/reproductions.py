@@ -1,0 +1,116 @@
+"""Reproductions: read what was recorded of a stage, and record what its second execution came to.
+
+A reproduction is a flat run of its own kind, without a campaign: whoever lists strategies does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import Run
+
+from qtrack.errors import StoreError
+from qtrack.ledger.files import write_json
+from qtrack.ledger.logs import Lines, captured
+from qtrack.ledger.metrics import Point
+from qtrack.ledger.names import REPRODUCTION, File, Metric, Shown, Tag, task_metric_key
+from qtrack.ledger.run import OpenRun
+from qtrack.ledger.store import Store
+from qtrack.recipe import Recipe, recipe_to_yaml
+
+if TYPE_CHECKING:
+    from qtrack.reproduction import Recorded, Reproduction
+
+KEPT = (Tag.PIPELINE, Tag.METRIC, Tag.RECIPE_DIGEST, Tag.BACKEND, Tag.ENGINE, Tag.STAGE)
+"""Tags that a reproduction has in common with the stage."""
+
+
+def recorded_of(
+    run: Run, recipe: Recipe, fingerprint: Mapping[str, Any], samples: Path, layers: tuple[str, ...]
+) -> Recorded:
+    """From a run's files; raises StoreError where they lack what every finished stage leaves."""
+    import pandas as pd
+
+    from qtrack.reproduction import Recorded, Result
+
+    try:
+        table = pd.read_parquet(samples)
+        scores, predictions = table["score"].to_numpy(float), table["prediction"]
+        result = Result(
+            parameters=fingerprint["parameters"],
+            behaviour=fingerprint["behaviour"],
+            scales=fingerprint["scales"],
+            tensors=fingerprint.get("tensors", {}),
+            value=float(scores.mean()),
+            scores=scores,
+            predictions=None if predictions.isna().any() else predictions.to_numpy("int64"),
+        )
+        ingredients = _ingredients(fingerprint)
+    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+        raise StoreError(f"the run {run.info.run_name!r} cannot be compared with: {error!r}") from error
+    return Recorded(
+        run_id=run.info.run_id,
+        stage=run.data.tags.get(Tag.STAGE) or run.info.run_name,
+        metric=run.data.tags.get(Tag.METRIC, "metric"),
+        recipe=recipe,
+        ingredients=ingredients,
+        result=result,
+        layers=layers,
+    )
+
+
+def _ingredients(fingerprint: Mapping[str, Any]) -> dict[str, str]:
+    """As recorded, or the few that runs of older versions hold."""
+    if fingerprint.get("ingredients"):
+        return {name: str(value) for name, value in fingerprint["ingredients"].items()}
+    found = {name: fingerprint[name] for name in ("recipe", "float_weights") if name in fingerprint}
+    orders = {f"data.{name}.order": split["digest"] for name, split in fingerprint.get("splits", {}).items()}
+    return found | orders
+
+
+@contextmanager
+def recorded_reproduction(store: Store, stage: Run, recorded: Recorded) -> Iterator[ReproductionWriter]:
+    """Open a reproduction's run beside the stage's, before the work begins."""
+    tags = {name: stage.data.tags[name] for name in KEPT if name in stage.data.tags}
+    tags |= {Tag.KIND: REPRODUCTION, Tag.REPRODUCES: recorded.run_id}
+    tags |= {Shown.SOURCE: "qtrack", Shown.SOURCE_TYPE: "LOCAL"}
+    with captured() as lines:
+        writer = ReproductionWriter(store, stage.info.experiment_id, recorded, tags, lines)
+        with writer.run.kept():
+            writer.begin()
+            yield writer
+
+
+class ReproductionWriter:
+    """Records one reproduction."""
+
+    def __init__(
+        self, store: Store, experiment: str, recorded: Recorded, tags: Mapping[str, str], lines: Lines
+    ) -> None:
+        self.recorded = recorded
+        self.run = OpenRun(store, experiment, f"reproduce {recorded.stage}", tags, lines)
+
+    def begin(self) -> None:
+        """The recipe stands on record before the work."""
+        with self.run.files() as folder:
+            (folder / File.RECIPE).write_text(recipe_to_yaml(self.recorded.recipe), encoding="utf-8")
+
+    def result(self, found: Reproduction, ingredients: Mapping[str, str], seconds: float) -> None:
+        """The verdict, and what it rests on."""
+        values = {
+            task_metric_key(found.metric): found.value,
+            Metric.DRIFTED: len(found.drifted),
+            Metric.DIFFERING_SAMPLES: found.differing_samples,
+            Metric.SCALE_DIFFERENCE: found.scale_difference,
+            Metric.SECONDS: seconds,
+        }
+        self.run.log(
+            [Point(key, value) for key, value in values.items() if value is not None and isfinite(value)],
+            tags={Tag.VERDICT: found.verdict},
+        )
+        with self.run.files() as folder:
+            write_json(folder / File.REPRODUCTION, found.to_dict() | {"now": ingredients})

@@ -9,6 +9,7 @@ from qtrack.backends import load_backend
 from qtrack.backends.torch_ao import using_engine
 from qtrack.engine import execute, rebuild, settled
 from qtrack.errors import BackendError, BackendUnavailable, RecipeError
+from qtrack.ledger import models
 from qtrack.recipe import Float, Override, Recipe, Static, Training, WeightSpec
 
 STATIC = Recipe(engine="x86")
@@ -292,3 +293,12 @@ def test_weights_inside_of_them_are_stored_small_all_the_same():
     result = outcome(STATIC.with_mode("weight_only"), task_of(Encoder, (6, 6)))
     assert {row.layer: row.dtype for row in result.layers}["encoder"] == "int8_weight"
     assert result.float_layers == ()
+
+
+def test_a_model_that_cannot_be_read_back_without_running_code_is_not_saved(tmp_path):
+    task = task_of(Recurrent, (6, 6))
+    result = outcome(STATIC.with_mode("dynamic"), task)
+    assert models.save(task, result, tmp_path / "model").startswith(
+        "not saved: state_dict.pt holds more than tensors (packed weights of recurrent layers, say)"
+    )
+    assert not (tmp_path / "model").exists()

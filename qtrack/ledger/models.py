@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,11 +92,17 @@ def _write(outcome: Outcome, folder: Path) -> None:
 
 
 def _load(path: Path) -> Any:
+    """Tensors and plain data only: nothing that would run code when it is read."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="TypedStorage is deprecated"
-        )  # torch's own, for quantized tensors
-        return torch.load(path, weights_only=True, map_location="cpu")
+        # torch's own, for quantized tensors
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except UnpicklingError as cause:
+            raise ValueError(
+                f"{path.name} holds more than tensors (packed weights of recurrent layers, say), which torch "
+                "would have to run code to read"
+            ) from cause
 
 
 def _compare(task: Task, outcome: Outcome, folder: Path) -> None:

@@ -15,7 +15,8 @@ user-defined comparison functions                ``measures={"name": function}``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,26 @@ def compare_models(
     first = next(inputs, None)
     if first is None:
         raise DataError("compare_models: no batch; at least one is needed")
-    call(float_model.eval(), first, "the float model refuses batch 0")
     candidates = quantized if isinstance(quantized, Mapping) else {"": quantized}
-    pairs = pair_models(float_model, list(candidates.values()), first)
-    options = Options(own_share, sample, dict(measures or {}))
-    found = compare_many(pairs, chain([first], inputs), options)
+    with _evaluating(float_model, *candidates.values()):
+        call(float_model, first, "the float model refuses batch 0")
+        pairs = pair_models(float_model, list(candidates.values()), first)
+        options = Options(own_share, sample, dict(measures or {}))
+        found = compare_many(pairs, chain([first], inputs), options)
     return _table(dict(zip(candidates, found, strict=True)), several=isinstance(quantized, Mapping))
+
+
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    """In eval mode for the time being, each module afterwards as it was."""
+    before = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def _distributions(comparison: Comparison) -> dict[str, dict[str, list[float]]]:

@@ -98,7 +98,10 @@ def test_distributions_of_activations_span_what_was_seen():
 def test_the_users_models_are_left_as_they_are():
     model = Tiny().model()
     before = copy.deepcopy(model.state_dict())
-    qtrack.compare_models(model, fx(model, images()), images())
+    model.block.train()
+    qtrack.compare_models(model, fx(copy.deepcopy(model), images()), images())
+    assert model.block.bn.training
+    assert not model.stem.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -24,7 +24,7 @@ def pair_models(float_model: nn.Module, quantized: Sequence[nn.Module], example:
     if all(graphs):
         pairs = _pair_graphs(float_model, quantized, example)
     elif not any(graphs):
-        pairs = [pair_modules(float_model, model.eval(), example) for model in quantized]
+        pairs = [pair_modules(float_model, model, example) for model in quantized]
     else:
         raise BackendError("candidates of FX and of eager mode have no reference in common: compare apart")
     if not all(pair.sites for pair in pairs):
@@ -41,7 +41,5 @@ def _pair_graphs(float_model: nn.Module, quantized: Sequence[nn.Module], example
         raise BackendError(explain(cause, float_model, [])) from cause
     modules = user_modules(float_model)
     return [
-        pair_graphs(fused, model.eval(), modules, example)
-        for model in quantized
-        if isinstance(model, GraphModule)
+        pair_graphs(fused, model, modules, example) for model in quantized if isinstance(model, GraphModule)
     ]

@@ -205,6 +205,21 @@ def test_what_cannot_be_drawn_is_one_line_and_wrong_input(recorded, run, name, s
     assert not Path(name).exists()
 
 
+@pytest.mark.parametrize("ending", BEGINNINGS)
+def test_strategies_can_be_drawn_beside_the_table(recorded, alone, ending):
+    path = alone / f"strategies.{ending}"
+    done = qtrack("compare", "--plot", path)
+    assert done.exit_code == 0, done.output
+    assert path.read_bytes().startswith(BEGINNINGS[ending])
+    assert done.stderr.splitlines()[-1] == f"wrote {path}"
+
+
+def test_strategies_are_drawn_under_known_endings_only(recorded):
+    done = qtrack("compare", "--plot", "strategies.gif")
+    assert done.exit_code == 2
+    assert done.stderr == "qtrack: --plot strategies.gif: the name must end in one of .png, .svg, .html\n"
+
+
 def test_an_exported_recipe_is_the_recorded_one(recorded):
     text = qtrack("export", "per_channel", "--recipe-only").stdout
     assert recipe_from_yaml(text).digest == Ledger.open().strategies(["per_channel"])[0].recipe_digest

@@ -197,8 +197,9 @@ def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
 
 def _weight_holder(module: nn.Module | None) -> Any:
     """The module itself, or the layer at the head of what fusion made of it."""
-    fused = isinstance(module, nn.Sequential) and len(module) and not hasattr(module, "weight")
-    return module[0] if fused else module  # type: ignore[index]
+    if isinstance(module, nn.Sequential) and len(module) and not hasattr(module, "weight"):
+        return module[0]
+    return module
 
 
 def folded_weight(module: nn.Module | None, norm: nn.Module | None = None) -> Tensor | None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qtrack.cli.files import write_file
+from qtrack.cli.files import contents_of, plot_option, write_file
 from qtrack.cli.options import as_json, debug, tracking_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from qtrack.report.sources import Row
-    from qtrack.report.tables import Table
 
 LONGEST_REFERENCE = 14
 
@@ -24,12 +23,7 @@ LONGEST_REFERENCE = 14
 @click.argument("run")
 @click.argument("other", required=False, metavar="[RUN]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Show only the first N layers.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Draw them as well; the name ends in .png, .svg or .html, a page with picture and table.",
-)
+@plot_option
 @as_json
 @tracking_uri
 @debug
@@ -55,7 +49,7 @@ def layers(
     from qtrack.report import tables
     from qtrack.report.sources import worst_first
 
-    contents = _contents_of(plot) if plot else None
+    contents = contents_of(plot) if plot else None
     ledger = Ledger.open(tracking_uri)
     rows = ledger.layers(run)
     if other is None:
@@ -72,16 +66,6 @@ def layers(
         render.show(table)
     if plot:
         render.remark(f"wrote {plot}")
-
-
-def _contents_of(plot: Path) -> Callable[[Figure, str, Table], bytes]:
-    """What makes the contents of a file of this name, known before any work."""
-    from qtrack.errors import InputError
-    from qtrack.report.page import FORMATS
-
-    if plot.suffix.lower() not in FORMATS:
-        raise InputError(f"--plot {plot}: the name must end in one of {', '.join(FORMATS)}")
-    return FORMATS[plot.suffix.lower()]
 
 
 def _figure(run: str, other: str | None, data: Sequence[Row], limit: int | None) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qtrack.numerics.compare import tensors_in
@@ -47,4 +48,8 @@ def _bars(reference: Tensor, actual: Tensor) -> tuple[Bars, Bars]:
     edges = np.linspace(
         both.min(initial=0.0), max(both.max(initial=0.0), both.min(initial=0.0) + 1e-12), BINS + 1
     )
-    return tuple(Bars(np.histogram(v[np.isfinite(v)], edges)[0].astype(float), edges) for v in (one, other))  # type: ignore[return-value]
+    return _counted(one, edges), _counted(other, edges)
+
+
+def _counted(values: NDArray[np.float32], edges: NDArray[np.float64]) -> Bars:
+    return Bars(np.histogram(values[np.isfinite(values)], edges)[0].astype(float), edges)

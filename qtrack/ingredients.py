@@ -8,21 +8,23 @@ reproduce``, in both cases by this file, so that a name means the same on both s
   and the size of the first). ``training`` is read once, seeded as QAT seeds it, and only where the recipe
   trains.
 * ``source.task``, ``source.model``: the files that define the task's class and those of the model's modules,
-  with the classes that they derive from. Files of site-packages, Python and qtrack are left out, for which
-  the versions stand; so are files that hold none of these classes. Line ends, white space at the end of
-  lines and empty lines at the end of the file do not count, comments do.
+  with the classes that they derive from. ``source.imports``: the files that these import, wherever in them,
+  and so on. Files of site-packages, Python and qtrack are left out, for which the versions stand. Line ends,
+  white space at the end of lines and empty lines at the end of the file do not count, comments do.
 * ``version.*``, ``cpu.*`` (``cpu.variables`` cap the instruction set), ``threads``, ``determinism``.
+  ``version.qtrack`` has a digest of those of its files with it that execute recipes, so that an edit counts.
+
+Equal ingredients give an equal execution, so their digest, the ``execution_key``, is what finished work is
+found again by: never a name.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
+import json
 import os
 import platform
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,11 +33,10 @@ from qtrack.data import SplitInfo, inspect_split
 from qtrack.engine.digests import digest_of
 from qtrack.environment import INSTRUCTION_SET_CAPS, cpu_model, package_version
 from qtrack.recipe import Recipe
+from qtrack.sources import NONE, defining, digest_of_files, imported, qtrack_digest
 from qtrack.task import Task
 
-NONE = "none"
 PACKAGES = ("torch", "torchao", "qtrack", "numpy")
-FOREIGN = {"site-packages", "dist-packages"}
 IMPLIED = ("content", "order", "labels")
 """Of a split: where one differs, those after it differ as well and say nothing of their own."""
 
@@ -54,9 +55,7 @@ def common_ingredients(task: Task, splits: Mapping[str, SplitInfo]) -> dict[str,
     found = {"float_weights": digest_of(model.state_dict())}
     for split in splits.values():
         found |= _of_split(split)
-    found |= {"source.task": source_digest([type(task)])}
-    found |= {"source.model": source_digest({type(module) for module in model.modules()})}
-    return found | _of_machine()
+    return found | _of_sources(type(task), {type(module) for module in model.modules()}) | _of_machine()
 
 
 def recipe_ingredients(task: Task, recipe: Recipe) -> dict[str, str]:
@@ -68,6 +67,16 @@ def recipe_ingredients(task: Task, recipe: Recipe) -> dict[str, str]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return found | _of_split(inspect_split(task, "training"))
+
+
+def execution_key(ingredients: Mapping[str, str]) -> str | None:
+    """Equal for executions that must come to the same; None where the task's source is not known.
+
+    A task that was typed into a shell cannot be told from its edited form.
+    """
+    if ingredients.get("source.task", NONE) == NONE:
+        return None
+    return _sha256(json.dumps(dict(ingredients), sort_keys=True))
 
 
 def drifted(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[Drift]:
@@ -91,34 +100,13 @@ def unrecorded(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     return [name for name in now if name not in recorded]
 
 
-def source_digest(classes: Iterable[type]) -> str:
-    """SHA-256 over the user's own source files of some classes; ``none`` where there are none."""
-    files = {path for cls in classes for base in cls.__mro__ if (path := _own_source(base))}
-    if not files:
-        return NONE
-    texts = sorted((path.name, _normalized(path.read_text("utf-8", errors="replace"))) for path in files)
-    return _sha256("\0".join(part for text in texts for part in text))
-
-
-def _own_source(cls: type) -> Path | None:
-    """The file that defines a class, unless it was installed rather than written here."""
-    try:
-        name = inspect.getsourcefile(cls)
-    except (TypeError, OSError):  # built in, or made by a program
-        return None
-    path = Path(name).resolve() if name else None
-    if path is None or not path.is_file() or FOREIGN & set(path.parts):
-        return None
-    return None if any(path.is_relative_to(folder) for folder in _libraries()) else path
-
-
-def _libraries() -> Iterator[Path]:
-    yield Path(__file__).resolve().parent
-    yield from (Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
-
-
-def _normalized(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip("\n")
+def _of_sources(task: type, modules: Iterable[type]) -> dict[str, str]:
+    tasks, models = defining([task]), defining(modules)
+    return {
+        "source.task": digest_of_files(tasks),
+        "source.model": digest_of_files(models),
+        "source.imports": digest_of_files(imported(tasks | models)),
+    }
 
 
 def _of_split(split: SplitInfo) -> dict[str, str]:
@@ -133,6 +121,7 @@ def _of_split(split: SplitInfo) -> dict[str, str]:
 
 def _of_machine() -> dict[str, str]:
     found = {f"version.{name}": package_version(name) or NONE for name in PACKAGES}
+    found["version.qtrack"] += f" ({qtrack_digest()})"
     variables = [f"{name}={os.environ[name]}" for name in INSTRUCTION_SET_CAPS if name in os.environ]
     return found | {
         "version.python": platform.python_version(),

@@ -20,7 +20,8 @@ from qtrack import Ledger
 from qtrack.api import reproduce
 from qtrack.cli import main
 from qtrack.errors import RunNotFound, StoreError, TaskError
-from qtrack.ingredients import Drift, drifted, source_digest
+from qtrack.ingredients import Drift, drifted
+from qtrack.sources import defining, digest_of_files, imported
 
 TASK = "import sys\nsys.path.insert(0, {tests!r})\nimport tiny\n\n\nclass Mine(tiny.Tiny):\n    pass\n"
 PIPELINE = {
@@ -98,7 +99,7 @@ def test_the_command_says_so_and_exits_with_0(folder):
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[-1].split() == ["verdict", "bit-identical"]
-    assert any(line.split() == ["27", "ingredients", "equal"] for line in lines)
+    assert any(line.split() == ["28", "ingredients", "equal"] for line in lines)
 
 
 def test_a_reproduction_is_a_run_of_its_own_kind_that_is_no_strategy(folder):
@@ -269,8 +270,26 @@ def test_of_a_split_only_the_cause_is_named():
 
 
 def test_installed_sources_do_not_count():
-    assert source_digest([torch.nn.Linear, dict, qtrack.Task, Path]) == "none"
-    assert source_digest([tiny.TinyNet]) == source_digest([tiny.Residual, tiny.Tiny]) != "none"
+    assert digest_of_files(defining([torch.nn.Linear, dict, qtrack.Task, Path])) == "none"
+    assert defining([tiny.TinyNet]) == defining([tiny.Residual, tiny.Tiny]) == {Path(tiny.__file__)}
+
+
+def test_what_a_task_imports_counts_through_other_files_and_inside_functions(tmp_path):
+    (tmp_path / "pack" / "deep").mkdir(parents=True)
+    texts = {
+        "task.py": "import torch, helper\nfrom pack import inner\ndef f():\n    from pack.deep import far\n",
+        "helper.py": "import task\n",
+        "pack/inner.py": "from . import sibling\nfrom .deep.more import thing\n",
+        "pack/sibling.py": "",
+        "pack/deep/far.py": "",
+        "pack/deep/more.py": "from ..other import x\n",
+        "pack/other.py": "",
+        "unused.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found = {path.relative_to(tmp_path).as_posix() for path in imported({tmp_path / "task.py"})}
+    assert found == set(texts) - {"task.py", "unused.py"}
 
 
 # another result

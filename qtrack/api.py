@@ -112,7 +112,7 @@ def _reproduced(ledger: Ledger, run: str, task: Task, monitor: Monitor) -> Repro
         sizes = {name: split.samples for name, split in splits.items()}
         outcome = execute(task, recorded.recipe, monitor=monitor, thorough=False, sizes=sizes)
         found = compared(recorded, result_of(outcome), now, threads)
-        found = replace(found, reproduction_run=record.run.id)
+        found = replace(found, reproduction_run=record.run.id or "")
         record.result(found, now, time.perf_counter() - began)
         log.info("%s: %s", found.stage, found.verdict)
     return found

@@ -9,6 +9,7 @@ QtrackError
   BackendError         (RuntimeError)     the quantization library refused the model        exit 3
     BackendUnavailable                    its package is not installed, or not this machine exit 3
   StoreError           (ConnectionError)  the tracking store cannot be reached or written   exit 3
+    StoreAway                             for now: no answer, or one that may be another later  exit 3
 
 The exit codes are those of the command line: 0 done, 1 the check asked for failed, 2 wrong usage or input,
 3 the work itself failed.
@@ -69,3 +70,7 @@ class BackendUnavailable(BackendError):
 
 class StoreError(QtrackError, ConnectionError):
     """The tracking store cannot be reached, read or written."""
+
+
+class StoreAway(StoreError):
+    """The tracking store does not answer, or not as it should; what was asked of it may work later."""

@@ -45,7 +45,9 @@ def refusal(uri):
 def test_the_default_store_is_a_database_in_the_working_folder(ledger, tmp_path):
     assert ledger.uri == f"sqlite:///{tmp_path}/mlflow.db"
     record(ledger)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.db.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".qtrack", "mlartifacts", "mlflow.db", "mlflow.db.lock")
+    ]
 
 
 def test_mlflow_s_own_conventions_are_honoured(empty_store, monkeypatch, tmp_path):

@@ -28,6 +28,8 @@ COMMANDS = {
     "layers": "Show the layers of a run, worst first; of two runs, what moved.",
     "reproduce": "Execute a run's recipe again: the same model, or what drifted.",
     "export": "Write the recipe of a run, ready to run again.",
+    "sync": "Send to the store what earlier runs could not.",
+    "repair": "End runs whose process is gone.",
     "ui": "Start the MLflow UI, with links to the pages that compare.",
     "doctor": "Say what works on this machine.",
     "init": "Write a task and a pipeline to fill in.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,12 +16,16 @@ from qtrack.ledger.files import in_schema_order, read_table
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.read import Reader
+from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
+from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
+
+log = logging.getLogger("qtrack")
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,6 +44,7 @@ class Ledger:
     def __init__(self, store: Store, figures: Figures | None = None) -> None:
         self._store = store
         self._reader = Reader(store)
+        self._spool = Spool(store)
         self._figures = figures
 
     @classmethod
@@ -63,7 +69,31 @@ class Ledger:
 
     def campaign(self, setting: Setting) -> AbstractContextManager[CampaignWriter]:
         """Open a campaign's record."""
-        return recorded_campaign(self._store, setting, self._figures)
+        self._tidy(setting.plan.task.name)
+        return recorded_campaign(self._spool, setting, self._figures)
+
+    def sync(self) -> list[Recovered]:
+        """Send what earlier processes could not, in order and each value once."""
+        return self._spool.recover()
+
+    def repair(self, experiment: str | None = None, older_than_s: float = STALE_S) -> list[Repaired]:
+        """End runs that are dead; the result has the running ones as well."""
+        return repair(self._store, self._reader, list(self._experiments(experiment)), older_than_s)
+
+    @property
+    def waiting(self) -> int:
+        """Runs of the last campaign that the store has not all of."""
+        return self._spool.waiting
+
+    def _tidy(self, experiment: str) -> None:
+        """Before new work: what earlier processes left behind is sent and ended."""
+        for found in self.sync():
+            said = f"still waits: {found.trouble}" if found.trouble else f"sent {found.entries} entries"
+            log.info("record of the run %s, left by a process that is gone: %s", found.name, said)
+        if self._store.experiment_named(experiment) is not None:
+            for run in self.repair(experiment):
+                if run.ended:
+                    log.info("the run %s (%s) was dead: ended as KILLED", run.name, run.run_id[:8])
 
     def experiment_names(self) -> list[str]:
         """Of all experiments that were not deleted."""
@@ -137,7 +167,7 @@ class Ledger:
 
     def reproduction(self, recorded: Recorded) -> AbstractContextManager[ReproductionWriter]:
         """Open the record of a stage's second execution."""
-        return recorded_reproduction(self._store, self._run(recorded.run_id), recorded)
+        return recorded_reproduction(self._spool, self._run(recorded.run_id), recorded)
 
     def _fingerprint(self, run: Run) -> dict[str, Any]:
         try:

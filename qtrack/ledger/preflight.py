@@ -14,9 +14,12 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+from requests import HTTPError
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from qtrack.errors import StoreError
 from qtrack.ledger.masking import mask_secrets
@@ -51,6 +54,12 @@ _MEANINGS = {
     "permission denied": "permission denied",
 }
 
+REFUSALS = {
+    *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "NOT_IMPLEMENTED"),
+    *("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"),
+}
+"""MLflow's answers to a call that no waiting will make right."""
+
 T = TypeVar("T")
 
 
@@ -83,9 +92,21 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(database).absolute() if database and database != ":memory:" else None
 
 
-def failure(uri: str, said: str) -> StoreError:
+def failure(uri: str, said: str, kind: type[StoreError] = StoreError) -> StoreError:
     """The error for this store, secrets masked."""
-    return StoreError(f"tracking store {mask_secrets(uri)}: {mask_secrets(said)}")
+    return kind(f"tracking store {mask_secrets(uri)}: {mask_secrets(said)}")
+
+
+def may_pass(error: BaseException) -> bool:
+    """May the same call work later: was there no answer, or one about the store rather than about the call?
+
+    A refusal of credentials counts, for they can be mended while what was recorded waits.
+    """
+    if isinstance(error, MlflowException):
+        return error.error_code not in REFUSALS
+    if isinstance(error, HTTPError) and error.response is not None:
+        return error.response.status_code not in (400, 404, 405, 409, 413, 422)
+    return isinstance(error, OSError | SQLAlchemyError)
 
 
 def explain(error: BaseException) -> str:

@@ -44,6 +44,10 @@ class Reader:
         """All stages that finished, the oldest first."""
         return self._search(experiments, tagged(Tag.KIND, STAGE), "attributes.status = 'FINISHED'")[::-1]
 
+    def running(self, experiments: Sequence[str]) -> list[Run]:
+        """All runs of qtrack's, of whichever kind, that have not ended, the oldest first."""
+        return self._search(experiments, f"tags.`{Tag.KIND}` != ''", "attributes.status = 'RUNNING'")[::-1]
+
     def latest_campaign(self, experiments: Sequence[str]) -> str | None:
         """The id of the campaign that was opened last."""
         runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), limit=1)

@@ -19,7 +19,7 @@ from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import Point
 from qtrack.ledger.names import REPRODUCTION, File, Metric, Shown, Tag, task_metric_key
 from qtrack.ledger.run import OpenRun
-from qtrack.ledger.store import Store
+from qtrack.ledger.spool import Spool
 from qtrack.recipe import Recipe, recipe_to_yaml
 
 if TYPE_CHECKING:
@@ -73,26 +73,27 @@ def _ingredients(fingerprint: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def recorded_reproduction(store: Store, stage: Run, recorded: Recorded) -> Iterator[ReproductionWriter]:
+def recorded_reproduction(spool: Spool, stage: Run, recorded: Recorded) -> Iterator[ReproductionWriter]:
     """Open a reproduction's run beside the stage's, before the work begins."""
     tags = {name: stage.data.tags[name] for name in KEPT if name in stage.data.tags}
     tags |= {Tag.KIND: REPRODUCTION, Tag.REPRODUCES: recorded.run_id}
     tags |= {Shown.SOURCE: "qtrack", Shown.SOURCE_TYPE: "LOCAL"}
-    with captured() as lines:
-        writer = ReproductionWriter(store, stage.info.experiment_id, recorded, tags, lines)
+    with captured() as lines, spool.session():
+        writer = ReproductionWriter(spool, stage.info.experiment_id, recorded, tags, lines)
         with writer.run.kept():
             writer.begin()
-            yield writer
+            with spool.begun():
+                yield writer
 
 
 class ReproductionWriter:
     """Records one reproduction."""
 
     def __init__(
-        self, store: Store, experiment: str, recorded: Recorded, tags: Mapping[str, str], lines: Lines
+        self, spool: Spool, experiment: str, recorded: Recorded, tags: Mapping[str, str], lines: Lines
     ) -> None:
         self.recorded = recorded
-        self.run = OpenRun(store, experiment, f"reproduce {recorded.stage}", tags, lines)
+        self.run = OpenRun(spool, experiment, f"reproduce {recorded.stage}", tags, lines)
 
     def begin(self) -> None:
         """The recipe stands on record before the work."""

@@ -13,13 +13,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
-from qtrack.errors import QtrackError, StoreError
+from qtrack.errors import QtrackError, StoreAway, StoreError
 from qtrack.ledger import sqlite_file
 from qtrack.ledger.masking import mask_secrets
-from qtrack.ledger.preflight import DATABASES, check, explain, failure, scheme_of, sqlite_path
+from qtrack.ledger.preflight import DATABASES, check, explain, failure, may_pass, scheme_of, sqlite_path
 from qtrack.ledger.quiet import silence_logs
 
 ARTIFACTS = "mlartifacts"
+HOME = ".qtrack"
 
 
 class Store:
@@ -27,20 +28,24 @@ class Store:
 
     def __init__(self, uri: str, client: MlflowClient, seconds: float = 0.0) -> None:
         self.uri = uri
+        path = sqlite_path(uri)
+        self.home = (path.parent if path else Path.cwd()) / HOME
+        """Where qtrack keeps what it needs on this machine: beside the database, or in the working folder."""
         self.seconds = seconds
         """Wall time spent inside MLflow so far."""
-        self._client = client
+        self.client = client
 
     @contextmanager
     def calling(self, doing: str) -> Iterator[MlflowClient]:
         """Time what is asked of MLflow, and turn what it raises into one line; not to be nested."""
         started = time.perf_counter()
         try:
-            yield self._client
+            yield self.client
         except QtrackError:
             raise
         except Exception as error:
-            raise failure(self.uri, f"cannot {doing}: {explain(error)}") from error
+            kind = StoreAway if may_pass(error) else StoreError
+            raise failure(self.uri, f"cannot {doing}: {explain(error)}", kind) from error
         finally:
             self.seconds += time.perf_counter() - started
 

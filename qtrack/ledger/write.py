@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from qtrack.errors import StoreError
 from qtrack.ledger import models
 from qtrack.ledger.files import write_json, write_recipe, write_results, write_text
 from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import points_of
 from qtrack.ledger.names import CAMPAIGN, STAGE, TARGET_MET, File, Shown, Tag, params_of
 from qtrack.ledger.notes import campaign_note, headline, stage_note
-from qtrack.ledger.quiet import hurried
 from qtrack.ledger.run import OpenRun
-from qtrack.ledger.store import Store
+from qtrack.ledger.spool import Spool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,26 +42,24 @@ FIGURE_DPI = 120
 
 
 @contextmanager
-def recorded_campaign(store: Store, setting: Setting, figures: Figures | None) -> Iterator[CampaignWriter]:
+def recorded_campaign(spool: Spool, setting: Setting, figures: Figures | None) -> Iterator[CampaignWriter]:
     """Open the campaign's own run, and end it with what its stages came to."""
-    with captured() as lines:
-        campaign = CampaignWriter(store, setting, figures, lines)
+    with captured() as lines, spool.session():
+        campaign = CampaignWriter(spool, setting, figures, lines)
         with campaign.run.kept():
             campaign.begin()
-            try:
-                yield campaign
-            except BaseException:
-                with hurried():
+            with spool.begun():
+                try:
+                    yield campaign
+                finally:
                     campaign.finish()
-                raise
-            campaign.finish()
 
 
 class CampaignWriter:
     """Implements CampaignRecord."""
 
-    def __init__(self, store: Store, setting: Setting, figures: Figures | None, lines: Lines) -> None:
-        self.store = store
+    def __init__(self, spool: Spool, setting: Setting, figures: Figures | None, lines: Lines) -> None:
+        self.spool = spool
         self.setting = setting
         self.figures = figures
         self.lines = lines
@@ -70,8 +67,8 @@ class CampaignWriter:
         self.fingerprint = task_fingerprint(setting)
         self.stage_of_recipe: dict[str, str] = {}
         self.results: Sequence[StageResult] = ()
-        self.experiment = store.experiment_for(setting.plan.task.name)
-        self.run = OpenRun(store, self.experiment, self.id, self.tags(CAMPAIGN), lines)
+        self.experiment = spool.store.experiment_for(setting.plan.task.name)
+        self.run = OpenRun(spool, self.experiment, self.id, self.tags(CAMPAIGN), lines)
 
     def tags(self, kind: str) -> dict[str, str]:
         """What all runs of the campaign have in common."""
@@ -115,12 +112,12 @@ class CampaignWriter:
         self.results = tuple(results)
 
     def finish(self) -> None:
-        """Write the summary; a store that has gone away is no second error."""
+        """Write the summary; where even the disk does not take it, that is no second error."""
         try:
             with self.run.files() as folder:
                 write_json(folder / File.SUMMARY, [_summary(result) for result in self.results])
             self.run.log(tags={Shown.NOTE: campaign_note(self.id, self.results)})
-        except Exception as error:
+        except StoreError as error:
             log.warning("the summary could not be recorded: %s", error)
 
 
@@ -134,7 +131,7 @@ class StageWriter:
         tags = campaign.tags(STAGE) | _recipe_tags(recipe) | {Tag.STAGE: spec.name, Tag.INDEX: str(index)}
         if spec.start is not None:
             tags[Tag.STARTED_FROM] = spec.start
-        self.run = OpenRun(campaign.store, campaign.experiment, spec.name, tags, campaign.lines)
+        self.run = OpenRun(campaign.spool, campaign.experiment, spec.name, tags, campaign.lines)
 
     def begin(self) -> None:
         """Data and environment stand on record before the work."""
@@ -242,23 +239,23 @@ def _table_tag(paths: Iterable[str]) -> str:
     return json.dumps([{"path": path, "type": "table"} for path in paths])
 
 
-def _dataset(setting: Setting, split: SplitInfo) -> DatasetInput:
+def _dataset(setting: Setting, split: SplitInfo) -> dict[str, str]:
+    """As the journal keeps it: fields of MLflow's Dataset, and what it is used for."""
     profile = {
         "samples": split.samples,
         "batches": split.batches,
         "batch_size": split.batch_size,
         "sha256": split.digest,
+        "per_class": {str(label): count for label, count in split.per_class.items()},
     }
-    dataset = Dataset(
-        name=f"{setting.plan.task.name}/{split.name}",
-        digest=split.digest[:36],  # as many as MLflow keeps
-        source_type="code",
-        source=json.dumps({"task": setting.plan.pipeline.task, "split": split.name}),
-        profile=json.dumps(
-            profile | {"per_class": {str(label): count for label, count in split.per_class.items()}}
-        ),
-    )
-    return DatasetInput(dataset, [InputTag(Shown.CONTEXT, split.name)])
+    return {
+        "context": split.name,
+        "name": f"{setting.plan.task.name}/{split.name}",
+        "digest": split.digest[:36],  # as many as MLflow keeps
+        "source_type": "code",
+        "source": json.dumps({"task": setting.plan.pipeline.task, "split": split.name}),
+        "profile": json.dumps(profile),
+    }
 
 
 def _summary(result: StageResult) -> dict[str, Any]:

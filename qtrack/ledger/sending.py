@@ -1,0 +1,99 @@
+"""Entries of a journal as calls of MLflow, each of which may be made again without effect.
+
+That is what makes each value arrive once, whenever a process dies or an answer is lost: a run is looked for
+by its record's name before it is created a second time; points carry their own time, and MLflow drops exact
+duplicates; params, tags, data sets, files and the end of a run overwrite themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from qtrack.errors import StoreError
+from qtrack.ledger.journal import Entry, Journal
+from qtrack.ledger.names import Shown, Tag
+from qtrack.ledger.read import tagged
+from qtrack.ledger.store import Store
+
+BATCH = 800  # MLflow takes 1,000 values a call, of which 100 may be tags and 100 params
+
+
+def send(journal: Journal, store: Store) -> int:
+    """Send what the journal holds, and count it; raises StoreAway, or StoreError where MLflow refuses it."""
+    count = 0
+    if journal.run_id is None:
+        _create(journal, store)
+        count += 1
+    for path, entry in journal.entries():
+        with store.calling(f"record {_said(entry)} of the run {journal.header.name!r}") as client:
+            SENDERS[entry["kind"]](client, str(journal.run_id), entry, journal.folder)
+        count += 1
+        if entry["kind"] == "end":
+            journal.remove()
+        else:
+            journal.sent(path)
+    return count
+
+
+def _create(journal: Journal, store: Store) -> None:
+    header = journal.header
+    with store.calling(f"open the run {header.name!r}") as client:
+        found = _found(client, header.experiment, header.record) if journal.asked else None
+        journal.asked = True
+        tags = {**header.tags, Tag.RECORD: header.record}
+        run_id = (
+            found or client.create_run(header.experiment, header.started_ms, tags, header.name).info.run_id
+        )
+    journal.created(run_id)
+
+
+def _found(client: MlflowClient, experiment: str, record: str) -> str | None:
+    runs = client.search_runs([experiment], tagged(Tag.RECORD, record), max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _said(entry: Entry) -> str:
+    return {"values": "the metrics", "inputs": "the data sets", "files": "the files"}.get(
+        entry["kind"], "the end"
+    )
+
+
+def _values(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
+    points = [Metric(*point) for point in entry["points"]]
+    params = [Param(name, value) for name, value in entry["params"].items()]
+    tags = [RunTag(name, value) for name, value in entry["tags"].items()]
+    while points or params or tags:
+        client.log_batch(run, metrics=points[:BATCH], params=params, tags=tags)
+        points, params, tags = points[BATCH:], [], []
+
+
+def _inputs(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
+    client.log_inputs(run, datasets=[_dataset(**one) for one in entry["datasets"]])
+
+
+def _dataset(context: str, **fields: str) -> DatasetInput:
+    return DatasetInput(Dataset(**fields), [InputTag(Shown.CONTEXT, context)])
+
+
+def _files(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
+    source = folder / entry["folder"]
+    if not source.is_dir():
+        raise StoreError(f"{source} is gone: files of the run {run} are lost")
+    client.log_artifacts(run, str(source))
+
+
+def _end(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
+    client.set_terminated(run, entry["status"], entry["ended_ms"])
+
+
+SENDERS: Mapping[str, Callable[[MlflowClient, str, Entry, Path], Any]] = {
+    "values": _values,
+    "inputs": _inputs,
+    "files": _files,
+    "end": _end,
+}

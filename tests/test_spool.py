@@ -1,0 +1,398 @@
+"""What happens to a record when the store goes away, the process dies, or the disk is full."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from ledger_made import PTQ, outcome, result, rows, setting, spec
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from qtrack.cli import main
+from qtrack.errors import StoreAway, StoreError
+from qtrack.ledger import Ledger, heart, journal
+from qtrack.ledger.run import FLUSH_POINTS
+
+pytest_plugins = ("ledger_store",)
+
+CALLS = ("create_run", "log_batch", "log_inputs", "log_artifacts", "set_terminated")
+
+
+def away(*_, **__):
+    raise ConnectionError("Connection refused")
+
+
+def cut(monkeypatch, *calls, raising=away):
+    """The store's answers to these calls are gone until the context ends."""
+    for call in calls or CALLS:
+        monkeypatch.setattr(MlflowClient, call, raising)
+
+
+def runs_of(client):
+    experiment = client.get_experiment_by_name("lines")
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    return [(run.data.tags.get("qtrack.stage", "campaign"), run) for run in found]
+
+
+def statuses(client):
+    return [(name, run.info.status) for name, run in runs_of(client)]
+
+
+def waiting(folder=Path(".qtrack/spool")):
+    return [path for path in folder.glob("*") if path.is_dir()]
+
+
+def record_stage(campaign, name="ptq", index=0, layers=None):
+    with campaign.stage(spec(name), index) as stage:
+        stage.recipe(PTQ, None)
+        stage.report("train/loss", 0.5, 1)
+        stage.result(result(name, index, outcome(layers=layers or rows(3))))
+
+
+# the store goes away
+
+
+def test_work_goes_on_and_the_user_is_told_once(ledger, client, monkeypatch, caplog):
+    with ledger.campaign(setting()) as campaign, monkeypatch.context() as patched:
+        cut(patched)
+        for index, name in enumerate(("float", "ptq", "per_channel")):
+            record_stage(campaign, name, index)
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sum("The work goes on" in line for line in said) == 1
+    assert [name for name, _ in statuses(client)] == ["campaign", "float", "ptq", "per_channel"]
+    assert {status for _, status in statuses(client)} == {"FINISHED"}
+    assert waiting() == []
+
+
+def test_what_waits_at_the_end_is_sent_by_sync_in_order_and_once(ledger, client, monkeypatch, caplog):
+    with monkeypatch.context() as patched:
+        with ledger.campaign(setting()) as campaign:
+            cut(patched)
+            record_stage(campaign, "float", 0)
+            record_stage(campaign, "ptq", 1)
+        assert ledger.waiting == len(waiting()) == 3
+        assert "3 runs are not all in the tracking store; later: qtrack sync" in caplog.text
+    assert statuses(client) == [("campaign", "RUNNING")]
+    found = Ledger.open().sync()
+    assert [(one.name, one.trouble) for one in found][1:] == [("float", ""), ("ptq", "")]
+    assert statuses(client) == [("campaign", "FINISHED"), ("float", "FINISHED"), ("ptq", "FINISHED")]
+    for _, run in runs_of(client)[1:]:
+        history = client.get_metric_history(run.info.run_id, "layers/own_sqnr_db")
+        assert [(point.step, point.value) for point in history] == [(0, 40.0), (1, 39.0), (2, 38.0)]
+        assert run.info.end_time >= run.info.start_time
+    assert waiting() == []
+    assert Ledger.open().sync() == []
+
+
+def test_a_store_that_comes_back_gets_what_waits_before_the_next(ledger, client, monkeypatch):
+    with ledger.campaign(setting()) as campaign:
+        with monkeypatch.context() as patched:
+            cut(patched)
+            record_stage(campaign, "float", 0)
+        ledger._spool._next_try = 0.0  # as if a while had passed
+        record_stage(campaign, "ptq", 1)
+        assert dict(statuses(client)) == {"campaign": "RUNNING", "float": "FINISHED", "ptq": "FINISHED"}
+
+
+def test_a_store_that_is_away_before_the_record_begins_is_an_error_and_leaves_nothing(
+    ledger, client, monkeypatch
+):
+    cut(monkeypatch, "create_run")
+    with pytest.raises(StoreAway, match="connection refused"), ledger.campaign(setting()):
+        pass
+    assert statuses(client) == []
+    assert waiting() == []
+
+
+def test_a_slow_store_is_left_alone_for_a_while(ledger, client, monkeypatch, caplog):
+    calls, real = [], MlflowClient.log_batch
+
+    def slow(self, *arguments, **named):
+        calls.append(1)
+        time.sleep(0.2)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr("qtrack.ledger.spool.SLOW_S", 0.1)
+    monkeypatch.setattr(MlflowClient, "log_batch", slow)
+    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0) as stage:
+        for step in range(20 * FLUSH_POINTS):
+            stage.report("train/loss", 0.5, step)
+        during = len(calls)
+    assert during <= 3
+    assert "is slow" in caplog.text
+    assert (
+        len(client.get_metric_history(runs_of(client)[1][1].info.run_id, "train/loss")) == 20 * FLUSH_POINTS
+    )
+
+
+def test_what_the_store_refuses_is_an_error_at_once_and_kept(ledger, client, monkeypatch):
+    def refuse(*_, **__):
+        raise MlflowException("no such run", 3001)  # RESOURCE_DOES_NOT_EXIST
+
+    def refused():
+        with ledger.campaign(setting()) as campaign, monkeypatch.context() as patched:
+            cut(patched, "log_batch", raising=refuse)
+            record_stage(campaign)
+
+    with pytest.raises(StoreError, match="no such run"):
+        refused()
+    Ledger.open().sync()
+    assert dict(statuses(client)) == {"campaign": "FAILED", "ptq": "FAILED"}
+
+
+def test_what_is_refused_for_ever_holds_up_no_other(ledger, client, monkeypatch):
+    with monkeypatch.context() as patched, ledger.campaign(setting()) as campaign:
+        cut(patched)
+        record_stage(campaign, "float", 0)
+        record_stage(campaign, "ptq", 1)
+    (first,) = [path for path in waiting() if json.loads((path / "run.json").read_text())["name"] == "float"]
+    header = json.loads((first / "run.json").read_text())
+    (first / "run.json").write_text(json.dumps(header | {"experiment": "4711"}))
+    with monkeypatch.context() as patched:
+        found = {one.name: one.trouble for one in Ledger.open().sync()}
+        assert "4711" in found["float"]
+        assert found["ptq"] == ""
+        done = CliRunner().invoke(main, ["sync"])
+    assert done.exit_code == 3
+    assert "waits: " in done.stdout
+
+
+# answers are lost
+
+
+def test_a_run_whose_creation_was_not_confirmed_is_not_created_twice(ledger, client, monkeypatch):
+    real = MlflowClient.create_run
+
+    def unheard(self, *arguments, **named):
+        real(self, *arguments, **named)
+        raise ConnectionResetError("Connection reset by peer")
+
+    with ledger.campaign(setting()) as campaign:
+        with monkeypatch.context() as patched:
+            cut(patched, "create_run", raising=unheard)
+            record_stage(campaign)
+        ledger._spool.send(now=True)
+    assert statuses(client) == [("campaign", "FINISHED"), ("ptq", "FINISHED")]
+
+
+def test_whatever_was_sent_and_not_confirmed_is_there_once(ledger, client, monkeypatch):
+    def heard(call):
+        real = getattr(MlflowClient, call)
+
+        def unheard(self, *arguments, **named):
+            real(self, *arguments, **named)
+            raise ConnectionResetError("Connection reset by peer")
+
+        return unheard
+
+    with ledger.campaign(setting()) as campaign:
+        for call in CALLS[1:]:
+            with monkeypatch.context() as patched:
+                patched.setattr(MlflowClient, call, heard(call))
+                record_stage(campaign, call, 0)
+            ledger._spool.send(now=True)
+    found = runs_of(client)
+    assert [run.info.status for _, run in found] == ["FINISHED"] * 5
+    for _, run in found[1:]:
+        assert len(client.get_metric_history(run.info.run_id, "layers/own_sqnr_db")) == 3
+        assert len(client.get_metric_history(run.info.run_id, "accuracy")) == 1
+        assert len(run.inputs.dataset_inputs) == 2
+
+
+# the process dies
+
+DYING = """\
+import os, sys
+sys.path.insert(0, {tests!r})
+from ledger_made import *
+from qtrack.ledger import Ledger
+from qtrack.ledger.journal import Journal
+
+def die(*_, **__):
+    os.kill(os.getpid(), 9)
+
+with Ledger.open().campaign(setting()) as campaign:
+    with campaign.stage(spec("float"), 0) as stage:
+        stage.recipe(FLOAT, None)
+        stage.result(result("float", 0))
+    with campaign.stage(spec("ptq"), 1) as stage:
+        stage.recipe(PTQ, None)
+        {moment}
+        stage.result(result("ptq", 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [
+        ("die()", "KILLED"),
+        ("Journal.append = die", "KILLED"),
+        ("Journal.sent = die", "KILLED"),
+        ("Journal.remove = die", "FINISHED"),  # MLflow has it all, which is known only here
+        ("import shutil; shutil.rmtree = die", "KILLED"),
+    ],
+)
+def test_a_killed_process_loses_nothing_that_it_had_recorded(ledger, client, moment, status):
+    done = subprocess.run(
+        [sys.executable, "-c", DYING.format(tests=str(Path(__file__).parent), moment=moment)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -9, done.stderr
+    Ledger.open().sync()
+    assert statuses(client) == [("campaign", "KILLED"), ("float", "FINISHED"), ("ptq", status)]
+    for _, run in runs_of(client)[1:]:
+        assert len(client.get_metric_history(run.info.run_id, "accuracy")) <= 1
+    assert runs_of(client)[2][1].data.params["mode"] == "static"
+    assert waiting() == []
+
+
+def test_the_record_of_a_process_that_lives_is_left_alone(ledger, client):
+    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0):
+        assert Ledger.open().sync() == []
+        assert len(waiting()) == 2
+    assert dict(statuses(client)) == {"campaign": "FINISHED", "ptq": "FINISHED"}
+
+
+def test_the_record_for_another_store_waits_for_that_one(ledger, client, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched, ledger.campaign(setting()):
+        cut(patched)
+    (path,) = waiting()
+    header = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(header | {"store": "http://me:***@elsewhere:5000"}))
+    (found,) = Ledger.open().sync()
+    assert found.trouble == "it belongs to http://me:***@elsewhere:5000"
+    assert waiting() == [path]
+
+
+def test_nothing_that_waits_is_said_so(ledger):
+    done = CliRunner().invoke(main, ["sync"])
+    assert (done.exit_code, done.stderr) == (0, "nothing waits\n")
+    assert CliRunner().invoke(main, ["sync", "--json"]).stdout == "[]\n"
+
+
+# the disk is full
+
+
+def test_a_full_disk_is_one_line_and_what_was_finished_stays(ledger, client, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def fill(patched):
+        with ledger.campaign(setting()) as campaign:
+            record_stage(campaign, "float", 0)
+            with campaign.stage(spec("ptq"), 1) as stage:
+                patched.setattr(os, "fsync", full)
+                stage.recipe(PTQ, None)
+
+    with monkeypatch.context() as patched, pytest.raises(StoreError) as raised:
+        fill(patched)
+    assert "no space left on the device; what was finished is kept" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    Ledger.open().sync()
+    assert dict(statuses(client)) == {"campaign": "KILLED", "float": "FINISHED", "ptq": "KILLED"}
+
+
+def test_an_entry_is_whole_or_not_there(tmp_path, monkeypatch):
+    header = journal.Header("a", "s", "0", "n", {}, 0)
+    made = journal.Journal.create(tmp_path, header)
+    made.append("values", points=[])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(StoreError):
+            made.append("values", points=[1])
+    made.append("values", points=[2])
+    assert [entry["points"] for _, entry in made.entries()] == [[], [2]]
+    assert not list(made.folder.glob("*.new"))
+
+
+# dead runs
+
+
+def running(client, **tags):
+    experiment = client.get_experiment_by_name("lines")
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment("lines")
+    return client.create_run(
+        experiment_id, tags={"qtrack.kind": "stage", **tags}, run_name="dead"
+    ).info.run_id
+
+
+def beat(seconds_ago):
+    return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds")
+
+
+def process(**changes):
+    return json.dumps(heart._identity(os.getpid()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "changes", "ended"),
+    [
+        (3600, {}, False),  # this very process
+        (3600, {"started": "long ago"}, True),  # its number was used again
+        (3600, {"pid": 2**22 + 5}, True),
+        (5, {"pid": 2**22 + 5}, False),  # young: a process in a container is not seen from here
+        (3600, {"host": "elsewhere"}, True),
+        (5, {"host": "elsewhere"}, False),
+    ],
+)
+def test_only_runs_with_an_old_heartbeat_and_without_a_process_are_dead(
+    ledger, client, seconds_ago, changes, ended
+):
+    tags = {"qtrack.heartbeat": beat(seconds_ago), "qtrack.process": process(**changes)}
+    run = running(client, **tags)
+    (found,) = ledger.repair()
+    assert found.ended is ended
+    assert client.get_run(run).info.status == ("KILLED" if ended else "RUNNING")
+
+
+def test_a_dead_run_ended_when_it_was_last_seen(ledger, client):
+    run = running(client, **{"qtrack.heartbeat": beat(3600)})
+    ledger.repair()
+    assert time.time() - client.get_run(run).info.end_time / 1000 == pytest.approx(3600, abs=5)
+
+
+def test_runs_of_others_and_broken_tags_are_no_trouble(ledger, client):
+    experiment = client.create_experiment("lines")
+    foreign = client.create_run(experiment).info.run_id
+    run = running(client, **{"qtrack.heartbeat": "soon", "qtrack.process": "[]"})
+    assert [one.ended for one in ledger.repair()] == [True]
+    assert client.get_run(run).info.status == "KILLED"
+    assert client.get_run(foreign).info.status == "RUNNING"
+
+
+def test_repair_is_a_command_with_a_table(ledger, client):
+    run = running(client, **{"qtrack.heartbeat": beat(20), "qtrack.process": process(host="elsewhere")})
+    assert "alive" in CliRunner().invoke(main, ["repair"]).stdout
+    done = CliRunner().invoke(main, ["repair", "--older-than", "10", "--json"])
+    assert [(one["run_id"], one["ended"]) for one in json.loads(done.stdout)] == [(run, True)]
+    assert CliRunner().invoke(main, ["repair"]).stderr == "no run is running\n"
+
+
+def test_a_campaign_begins_by_ending_the_dead_of_its_experiment(ledger, client, caplog):
+    dead = running(client, **{"qtrack.heartbeat": beat(3600)})
+    with caplog.at_level(logging.INFO, "qtrack"), ledger.campaign(setting()):
+        pass
+    assert client.get_run(dead).info.status == "KILLED"
+    assert "was dead: ended as KILLED" in caplog.text
+
+
+def test_points_have_the_time_at_which_they_were_made(ledger, client, monkeypatch):
+    with ledger.campaign(setting()) as campaign, monkeypatch.context() as patched:
+        cut(patched)
+        record_stage(campaign)
+        made = int(time.time() * 1000)
+        time.sleep(0.05)
+    (point,) = client.get_metric_history(runs_of(client)[1][1].info.run_id, "accuracy")
+    assert isinstance(point, Metric)
+    assert point.timestamp <= made

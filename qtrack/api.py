@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtrack.campaign import StageResult, run_plan
+from qtrack.campaign import run_plan
 from qtrack.errors import QtrackError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.pipeline import Plan, read_plan
+from qtrack.records import StageResult
+from qtrack.scratch import Scratch
 from qtrack.task import Task, load_task, located
 
 if TYPE_CHECKING:
@@ -29,10 +31,15 @@ def run(
     tracking_uri: str | None = None,
     monitor: Monitor = SILENT,
     settings: dict[str, Any] | None = None,
+    fresh: bool = False,
 ) -> list[StageResult]:
-    """Run a pipeline file, or a checked plan, and record every stage; ``settings`` override its fields."""
+    """Run a pipeline file, or a checked plan, and record every stage; ``settings`` override its fields.
+
+    A stage that is on record with the same ingredients is not executed again unless it must be ``fresh``.
+    """
     plan = pipeline if isinstance(pipeline, Plan) else read_plan(Path(pipeline), settings)
-    return run_plan(plan, open_ledger(tracking_uri), monitor)
+    ledger = open_ledger(tracking_uri)
+    return run_plan(plan, ledger, monitor, scratch=Scratch(ledger.scratch), fresh=fresh)
 
 
 def load(run: str, task: Task | str | None = None, tracking_uri: str | None = None) -> nn.Module:

@@ -7,99 +7,46 @@ which the ledger implements, and to a Monitor.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from qtrack.data import SplitInfo, inspect_splits, overlaps
+from qtrack.data import inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
 from qtrack.errors import RecipeError
-from qtrack.ingredients import common_ingredients, recipe_ingredients
+from qtrack.ingredients import common_ingredients
 from qtrack.monitor import SILENT, Advance, Monitor
-from qtrack.outcome import Cost, Outcome
+from qtrack.outcome import Outcome
 from qtrack.pipeline import Plan, StageSpec
 from qtrack.reading import faults_of
+from qtrack.recall import Memory
 from qtrack.recipe import Recipe
+from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
+from qtrack.scratch import Scratch
 from qtrack.stages import Evidence, Judged, judge
 
 log = logging.getLogger("qtrack")
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """All that is known before the first stage runs."""
+def run_plan(
+    plan: Plan,
+    recorder: Recorder,
+    monitor: Monitor = SILENT,
+    *,
+    scratch: Scratch | None = None,
+    fresh: bool = False,
+) -> list[StageResult]:
+    """Run all stages in order and record each; data and model are checked before any record is opened.
 
-    plan: Plan
-    splits: Mapping[str, SplitInfo]
-    environment: Mapping[str, Any]
-    ingredients: Mapping[str, str] = field(default_factory=dict)
-    """Those that all stages share."""
-
-
-@dataclass(frozen=True, eq=False)
-class StageResult:
-    """A finished stage: its outcome, judged against the float baseline, and the probes of its search."""
-
-    name: str
-    index: int
-    judged: Judged
-    baseline: Outcome
-    probes: tuple[Judged, ...] = ()
-    ingredients: Mapping[str, str] = field(default_factory=dict)
-    """What went into it, by name."""
-
-    @property
-    def outcome(self) -> Outcome:
-        return self.judged.outcome
-
-    @property
-    def cost(self) -> Cost:
-        """Of the stage with its search."""
-        return sum((probe.outcome.cost for probe in self.probes), self.outcome.cost)
-
-
-class StageRecord(Protocol):
-    """Where one stage is written while it runs."""
-
-    def recipe(self, recipe: Recipe, previous: Recipe | None) -> None:
-        """The recipe about to be executed, and that of the stage it started from."""
-
-    def report(self, key: str, value: float, step: int) -> None:
-        """A point on a curve."""
-
-    def result(self, result: StageResult) -> None:
-        """What came out."""
-
-
-class CampaignRecord(Protocol):
-    """Where one campaign is written while it runs."""
-
-    id: str
-
-    def stage(self, spec: StageSpec, index: int) -> AbstractContextManager[StageRecord]:
-        """Open a stage's record; left by an exception it ends as failed, by Ctrl-C as killed."""
-
-    def summary(self, results: Sequence[StageResult]) -> None:
-        """What all stages came to."""
-
-
-class Recorder(Protocol):
-    """Keeps campaigns."""
-
-    def campaign(self, setting: Setting) -> AbstractContextManager[CampaignRecord]:
-        """Open a campaign's record."""
-
-
-def run_plan(plan: Plan, recorder: Recorder, monitor: Monitor = SILENT) -> list[StageResult]:
-    """Run all stages in order and record each; data and model are checked before any record is opened."""
+    A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
+    must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either.
+    """
     with torch_threads(plan.pipeline.threads):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
-            campaign = _Campaign(setting, record, monitor)
+            memory = Memory(setting, recorder, scratch or Scratch(), fresh=fresh)
+            campaign = _Campaign(setting, record, monitor, memory)
             try:
                 campaign.run()
             finally:
@@ -118,16 +65,17 @@ def _inspect(plan: Plan, monitor: Monitor) -> Setting:
 class _Campaign:
     """The state of a running campaign: what earlier stages left behind."""
 
-    def __init__(self, setting: Setting, record: CampaignRecord, monitor: Monitor) -> None:
+    def __init__(self, setting: Setting, record: CampaignRecord, monitor: Monitor, memory: Memory) -> None:
         self.plan = plan = setting.plan
         self.sizes = {name: split.samples for name, split in setting.splits.items()}
-        self.ingredients = setting.ingredients
         self.record = record
         self.monitor = monitor
+        self.memory = memory
         self.start = settled(plan.pipeline.recipe)
         self.results: list[StageResult] = []
         self.judged: dict[str, Judged] = {}
-        self.known: dict[str, Judged] = {}
+        self.tried: dict[str, Judged] = {}
+        """By recipe, stages and probes alike."""
         self.baseline: Judged | None = None
         self.last: str | None = None
 
@@ -145,47 +93,106 @@ class _Campaign:
     def _run_stage(self, spec: StageSpec, index: int) -> StageResult:
         previous = self.judged.get(spec.start or self.last or "")
         before = previous.outcome.recipe if previous else self.start
+        question = self.memory.question(spec, before, self.judged)
+        known = self.memory.answered(question)
+        if known is not None:
+            return self._refer(spec, index, known)
         with self.record.stage(spec, index) as record:
-            prober = _Prober(self, _StageMonitor(spec.name, self.monitor, record))
+            prober = _Prober(self, _StageMonitor(spec.name, self.monitor, record), record)
             evidence = Evidence(self.plan.pipeline.target, self.baseline, previous, dict(self.judged), prober)
             recipe = self._rewrite(spec, before, evidence)
-            record.recipe(recipe, before if previous else None)
-            judged = self.execute(recipe, prober.monitor)
-            assert self.baseline is not None
-            baseline, probes = self.baseline.outcome, tuple(prober.probes)
-            ingredients = {**self.ingredients, **recipe_ingredients(self.plan.task, judged.outcome.recipe)}
-            result = StageResult(spec.name, index, judged, baseline, probes, ingredients)
-            record.result(result)
-        _tell(result)
-        return result
+            known = None if prober.probes else self.memory.executed(recipe)
+            if known is None:
+                record.recipe(recipe, before if previous else None)
+                result = self._execute_stage(spec, index, recipe, question, prober)
+                record.result(result)
+                _tell(result)
+                return result
+        return self._refer(spec, index, known)
 
     def _rewrite(self, spec: StageSpec, recipe: Recipe, evidence: Evidence) -> Recipe:
         try:
             rewritten: Recipe = self.plan.stages[spec.name](recipe, evidence, **spec.options)
         except ValidationError as cause:
             raise RecipeError(faults_of(cause, Recipe, f"stage {spec.name}")) from cause
-        return rewritten
+        return settled(rewritten)
+
+    def _execute_stage(
+        self, spec: StageSpec, index: int, recipe: Recipe, question: str | None, prober: _Prober
+    ) -> StageResult:
+        judged = self.execute(recipe, prober.monitor)
+        assert self.baseline is not None
+        return StageResult(
+            spec.name,
+            index,
+            judged,
+            self.baseline.outcome,
+            tuple(prober.probes),
+            self.memory.ingredients(judged.outcome.recipe),
+            question,
+        )
+
+    def _refer(self, spec: StageSpec, index: int, known: Known) -> StageResult:
+        """What is known stands for the stage, judged by this campaign's own target."""
+        judged = self._judge(known.outcome, self.monitor)
+        assert self.baseline is not None
+        result = StageResult(spec.name, index, judged, self.baseline.outcome, known=known)
+        self.record.refer(result)
+        _tell(result)
+        return result
 
     def execute(self, recipe: Recipe, monitor: Monitor, *, thorough: bool = True) -> Judged:
         """Execute and judge; the float model is executed first where no stage has done so."""
-        if self.baseline is None and recipe.quantizes:
-            self.execute(recipe.with_mode("float"), monitor)
+        self._need_baseline(recipe, monitor)
         baseline = self.baseline.outcome if self.baseline else None
-        outcome = execute(self.plan.task, recipe, baseline, monitor, thorough=thorough, sizes=self.sizes)
-        judged = judge(outcome, baseline or outcome, self.plan.pipeline.target)
+        with self.memory.checkpoint(recipe) as checkpoint:
+            outcome = execute(
+                self.plan.task,
+                recipe,
+                baseline,
+                monitor,
+                thorough=thorough,
+                sizes=self.sizes,
+                checkpoint=checkpoint,
+            )
+        return self._judge(outcome, monitor)
+
+    def _need_baseline(self, recipe: Recipe, monitor: Monitor) -> None:
+        if self.baseline is None and recipe.quantizes:
+            floating = recipe.with_mode("float")
+            known = self.memory.executed(floating)
+            if known:
+                self._judge(known.outcome, monitor)
+            else:
+                self.execute(floating, monitor)
+
+    def _judge(self, outcome: Outcome, monitor: Monitor) -> Judged:
+        self._need_baseline(outcome.recipe, monitor)
+        baseline = self.baseline.outcome if self.baseline else outcome
+        judged = judge(outcome, baseline, self.plan.pipeline.target)
         self.baseline = self.baseline or judged
-        self.known[recipe.digest] = judged
+        self.tried[outcome.recipe.digest] = judged
+        return judged
+
+    def probe(self, recipe: Recipe, monitor: Monitor) -> Judged:
+        """Try a recipe: on the validation split alone, and not again if an earlier search has."""
+        kept = self.memory.probe(recipe)
+        if kept is not None:
+            log.info("a probe was executed before: %s %.4f", kept.metric, kept.value)
+            return self._judge(kept, monitor)
+        judged = self.execute(recipe, monitor, thorough=False)
+        self.memory.keep_probe(judged.outcome)
         return judged
 
 
 def _tell(result: StageResult) -> None:
     """One line on a finished stage."""
-    outcome, drop = result.outcome, result.judged.drop
+    outcome, drop, known = result.outcome, result.judged.drop, result.known
     answer = {True: "met", False: "missed", None: "not sure"}[result.judged.meets_target]
+    how = f"not executed again: {known.campaign}/{known.stage}" if known else f"{result.cost.seconds:.1f} s"
     log.info(
-        "%s: %s %.4f, drop %.4f [%.4f, %.4f], target %s, %.1f s",
-        *(result.name, outcome.metric, outcome.value, drop.value, drop.low, drop.high, answer),
-        result.cost.seconds,
+        "%s: %s %.4f, drop %.4f [%.4f, %.4f], target %s, %s",
+        *(result.name, outcome.metric, outcome.value, drop.value, drop.low, drop.high, answer, how),
     )
 
 
@@ -208,16 +215,18 @@ class _StageMonitor:
 class _Prober:
     """Tries recipes for a stage that searches; one that this campaign has executed already costs nothing."""
 
-    def __init__(self, campaign: _Campaign, monitor: Monitor) -> None:
+    def __init__(self, campaign: _Campaign, monitor: Monitor, record: StageRecord) -> None:
         self.campaign = campaign
         self.monitor = monitor
+        self.record = record
         self.probes: list[Judged] = []
 
     def __call__(self, recipe: Recipe) -> Judged:
-        known = self.campaign.known.get(recipe.digest)
+        known = self.campaign.tried.get(recipe.digest)
         if known is not None:
             return known
-        judged = self.campaign.execute(recipe, self.monitor, thorough=False)
+        self.record.begin()
+        judged = self.campaign.probe(recipe, self.monitor)
         self.probes.append(judged)
         step = len(self.probes)
         self.monitor.report(f"search/{judged.outcome.metric}", judged.outcome.value, step)

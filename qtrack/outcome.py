@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -149,9 +150,10 @@ class Outcome:
     """A quantized model with everything that was measured on it."""
 
     recipe: Recipe
-    model: nn.Module
+    build: Callable[[], nn.Module] = field(repr=False)
+    """Gives the quantized model: at hand after an execution, else made again."""
     example: Any
-    """Inputs of one batch, as the model takes them."""
+    """Inputs of one batch, as the model takes them; None where this was read from a record."""
     metric: str
     validation: Evaluation
     cost: Cost
@@ -171,6 +173,11 @@ class Outcome:
     digests: Mapping[str, str] = field(default_factory=dict)
     """parameters (scales, zero-points, quantized weights), behaviour (outputs), float_weights."""
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The quantized model itself."""
+        return self.build()
 
     @property
     def value(self) -> float:

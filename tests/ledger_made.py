@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from qtrack import Task
-from qtrack.campaign import Setting, StageResult
 from qtrack.data import SplitInfo
 from qtrack.outcome import Cost, Evaluation, Latency, LayerRow, Outcome
 from qtrack.pipeline import Pipeline, StageSpec, plan_of
 from qtrack.recipe import Recipe
+from qtrack.records import Setting, StageResult
 from qtrack.stages import Target, judge
 
 FLOAT = Recipe(engine="x86").with_mode("float")
@@ -76,7 +76,7 @@ def evaluation(scores, **fields):
 def outcome(recipe=FLOAT, scores=(1, 1, 1, 0), layers=None, **fields):
     return Outcome(
         recipe=recipe,
-        model=Lines().model(),
+        build=Lines().model,
         example=(torch.ones(4, 3),),
         metric="accuracy",
         validation=fields.pop("validation", evaluation(scores)),

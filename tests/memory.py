@@ -10,7 +10,11 @@ class StageMemory:
         self.recipes = []
         self.points = []
         self.outcome = None
+        self.begun = False
         self.status = "RUNNING"
+
+    def begin(self):
+        self.begun = True
 
     def recipe(self, recipe, previous):
         self.recipes.append((recipe, previous))
@@ -31,6 +35,7 @@ class Memory:
         self.setting = None
         self.stages = {}
         self.results = None
+        self.referred = []
 
     @contextmanager
     def campaign(self, setting):
@@ -46,6 +51,12 @@ class Memory:
             record.status = "FAILED"
             raise
         record.status = "FINISHED"
+
+    def known(self, task, **what):
+        return None
+
+    def refer(self, result):
+        self.referred.append(result)
 
     def summary(self, results):
         self.results = list(results)

@@ -230,8 +230,8 @@ class Trainable(Lines):
 
 
 def test_a_missing_artifact_is_one_line(ledger):
-    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0):
-        pass
+    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0) as stage:
+        stage.begin()
     with pytest.raises(StoreError, match=r"the run 'ptq' \(.{8}, FINISHED\) has left no layers.json"):
         ledger.layers("ptq")
     with pytest.raises(StoreError, match=r"has left no recipe.yaml"):

@@ -96,8 +96,8 @@ def test_a_failure_is_recorded_on_a_server(server):
 
 def test_a_missing_or_corrupt_artifact_on_a_server_is_one_line(server):
     ledger = Ledger.open(server)
-    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0):
-        pass
+    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0) as stage:
+        stage.begin()
     with pytest.raises(StoreError, match=r"has left no layers\.json"):
         ledger.layers("ptq")
     client = MlflowClient(server)

@@ -292,7 +292,8 @@ def test_the_heartbeat_moves_by_itself(ledger, client, monkeypatch):
     from qtrack.ledger import heart
 
     monkeypatch.setattr(heart, "BEAT_S", 0.05)
-    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0):
+    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0) as stage:
+        stage.begin()
         monkeypatch.setattr(heart, "_now", lambda: "later")
         time.sleep(0.3)
         assert {run.data.tags["qtrack.heartbeat"] for run in runs_of(client).values()} == {"later"}

@@ -258,7 +258,8 @@ def test_a_killed_process_loses_nothing_that_it_had_recorded(ledger, client, mom
 
 
 def test_the_record_of_a_process_that_lives_is_left_alone(ledger, client):
-    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0):
+    with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0) as stage:
+        stage.begin()
         assert Ledger.open().sync() == []
         assert len(waiting()) == 2
     assert dict(statuses(client)) == {"campaign": "FINISHED", "ptq": "FINISHED"}
@@ -292,6 +293,7 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(ledger, client, mon
         with ledger.campaign(setting()) as campaign:
             record_stage(campaign, "float", 0)
             with campaign.stage(spec("ptq"), 1) as stage:
+                stage.begin()
                 patched.setattr(os, "fsync", full)
                 stage.recipe(PTQ, None)
 

@@ -14,9 +14,10 @@ from qtrack.cli.options import as_json, debug, tracking_uri
 from qtrack.cli.signals import terminating_as_interrupted
 
 if TYPE_CHECKING:
-    from qtrack.campaign import CampaignRecord, Setting, StageResult
     from qtrack.ledger import Ledger, Strategy
     from qtrack.pipeline import Plan
+    from qtrack.records import CampaignRecord, Known, Setting, StageResult
+    from qtrack.task import Task
 
 TARGET_MISSED = 1
 
@@ -31,6 +32,7 @@ TARGET_MISSED = 1
     help="Override a field, such as target.max_drop=0.01.",
 )
 @click.option("--require-target", is_flag=True, help="Exit with 1 unless a strategy surely meets the target.")
+@click.option("--fresh", is_flag=True, help="Execute every stage, even those that are on record already.")
 @click.option("-v", "--verbose", is_flag=True, help="Say also what the recording itself cost.")
 @as_json
 @tracking_uri
@@ -41,11 +43,15 @@ def run(
     pipeline: Path,
     settings: tuple[str, ...],
     require_target: bool,
+    fresh: bool,
     verbose: bool,
     as_json: bool,
     tracking_uri: str | None,
 ) -> None:
     """Run all stages of a pipeline file and record each as an MLflow run.
+
+    A stage whose ingredients (weights, data, recipe, code, versions) equal those of a finished one on record
+    is not executed again but referred to. So the same command goes on where an interrupted one stopped.
 
     \b
     Examples:
@@ -62,8 +68,8 @@ def run(
     with terminating_as_interrupted():
         plan = read_plan(pipeline, _parsed(settings))
         ledger = open_ledger(tracking_uri)
-        campaign, results = _recorded(plan, ledger)
-    strategies = ledger.strategies(campaign=campaign)
+        noted, results = _recorded(plan, ledger, fresh=fresh)
+    strategies = noted.strategies()
     render.strategies(strategies, as_json=as_json)
     render.remark(_closing(strategies, results, ledger))
     if verbose:
@@ -72,26 +78,27 @@ def run(
         ctx.exit(TARGET_MISSED)
 
 
-def _recorded(plan: Plan, ledger: Ledger) -> tuple[str, list[StageResult]]:
+def _recorded(plan: Plan, ledger: Ledger, *, fresh: bool) -> tuple[_Noted, list[StageResult]]:
     from rich.console import Console
 
     from qtrack.campaign import run_plan
     from qtrack.cli.progress import monitor
     from qtrack.cli.render import remark
+    from qtrack.scratch import Scratch
 
     noted = _Noted(ledger)
     try:
         with monitor(Console(stderr=True)) as shown:
-            results = run_plan(plan, noted, shown)
+            results = run_plan(plan, noted, shown, scratch=Scratch(ledger.scratch), fresh=fresh)
     except BaseException:
         if noted.id:
             remark("what was recorded until here: qtrack compare")
         raise
-    return noted.id, results
+    return noted, results
 
 
 class _Noted:
-    """The ledger as a recorder, with the id of the campaign that it has opened."""
+    """The ledger as a recorder, with the campaign that it has opened."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -99,9 +106,16 @@ class _Noted:
 
     @contextmanager
     def campaign(self, setting: Setting) -> Iterator[CampaignRecord]:
-        with self.ledger.campaign(setting) as record:
-            self.id = record.id
-            yield record
+        with self.ledger.campaign(setting) as self.record:
+            self.id = self.record.id
+            yield self.record
+
+    def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
+        return self.ledger.known(task, question=question, execution=execution)
+
+    def strategies(self) -> list[Strategy]:
+        """As the store has them; where it has not all, as they were written to the spool."""
+        return self.record.strategies() if self.ledger.waiting else self.ledger.strategies(campaign=self.id)
 
 
 def _closing(strategies: list[Strategy], results: list[StageResult], ledger: Ledger) -> Iterator[str]:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from qtrack.engine.execution import check_forward, execute, rebuild, settled, torch_threads
+from qtrack.engine.training import Checkpoint
 
-__all__ = ["check_forward", "execute", "rebuild", "settled", "torch_threads"]
+__all__ = ["Checkpoint", "check_forward", "execute", "rebuild", "settled", "torch_threads"]

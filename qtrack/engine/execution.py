@@ -16,7 +16,7 @@ from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
 from qtrack.engine.evaluation import call, evaluate
 from qtrack.engine.measure import latency, size_bytes
-from qtrack.engine.training import train
+from qtrack.engine.training import Checkpoint, train
 from qtrack.environment import has_vnni
 from qtrack.errors import DataError, TaskError
 from qtrack.monitor import SILENT, Monitor
@@ -71,12 +71,14 @@ def execute(
     *,
     thorough: bool = True,
     sizes: Mapping[str, int] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """Build the quantized model that the recipe says, and measure it.
 
     ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only
     the validation metric is measured, as searches need it: no test split, layer comparison or latency.
     ``sizes`` are the samples in each split where that is known, so that progress can tell the time left.
+    Training keeps itself in ``checkpoint`` after each epoch, and goes on from what it finds there.
 
     Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
     was given does not fit.
@@ -84,7 +86,7 @@ def execute(
     recipe = settled(recipe)
     assert recipe.engine
     with using_engine(recipe.engine):
-        return _Execution(task, recipe, monitor, sizes or {}).run(baseline, thorough=thorough)
+        return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(baseline, thorough=thorough)
 
 
 def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
@@ -116,8 +118,16 @@ def _first_batch(task: Task) -> Batch:
 class _Execution:
     """The clock, the counters and the warnings of one execution."""
 
-    def __init__(self, task: Task, recipe: Recipe, monitor: Monitor, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        monitor: Monitor,
+        sizes: Mapping[str, int],
+        checkpoint: Checkpoint | None,
+    ) -> None:
         self.task = task
+        self.checkpoint = checkpoint
         self.recipe = recipe
         self.monitor = monitor
         self.sizes = {**sizes, "calibration": _calibrated(recipe, sizes.get("calibration"))}
@@ -142,7 +152,7 @@ class _Execution:
             self.warnings.append(f"output is NaN or infinite on {validation.nonfinite} validation samples")
         return Outcome(
             recipe=self.recipe,
-            model=model,
+            build=lambda: model,
             example=self.example,
             metric=self.task.metric,
             validation=validation,
@@ -172,7 +182,9 @@ class _Execution:
             self._calibrate(backend, prepared)
         if self.recipe.training:
             with self._phase("train"):
-                self.forwards += train(self.task, backend, prepared, self.recipe, self.monitor)
+                self.forwards += train(
+                    self.task, backend, prepared, self.recipe, self.monitor, self.checkpoint
+                )
         with self._phase("convert"):
             quantized = backend.convert(prepared, self.example)
         self.warnings += quantized.warnings

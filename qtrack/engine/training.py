@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,18 +20,42 @@ from qtrack.monitor import Monitor
 from qtrack.recipe import Recipe, Training
 from qtrack.task import Task
 
+log = logging.getLogger("qtrack")
+
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
 
 
-def train(task: Task, backend: Backend, prepared: Prepared, recipe: Recipe, monitor: Monitor) -> int:
-    """Train the prepared model in place, from calibrated observers; the result is how many samples it saw."""
+class Checkpoint(Protocol):
+    """Where training keeps itself after each epoch: tensors and plain data."""
+
+    def load(self) -> dict[str, Any] | None:
+        """What was saved last; None where there is nothing."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """In place of what was saved before."""
+
+
+def train(
+    task: Task,
+    backend: Backend,
+    prepared: Prepared,
+    recipe: Recipe,
+    monitor: Monitor,
+    checkpoint: Checkpoint | None = None,
+) -> int:
+    """Train the prepared model in place, from calibrated observers; the result is how many samples it saw.
+
+    From a checkpoint it goes on with the next epoch, bit for bit as if it had never been interrupted, as far
+    as chance comes from torch's own generator.
+    """
     training = recipe.training
     assert training
     torch.manual_seed(recipe.seed if training.seed is None else training.seed)
     optimizer = OPTIMIZERS[training.optimizer](prepared.model.parameters(), lr=training.lr)  # type: ignore[call-arg]
     schedule = LambdaLR(optimizer, lambda epoch: _rate(training, epoch))
-    seen = 0
-    for epoch in range(training.epochs):
+    parts = {"model": prepared.model, "optimizer": optimizer, "schedule": schedule}
+    history, seen = _restored(checkpoint, parts, monitor)
+    for epoch in range(len(history), training.epochs):
         _begin_epoch(backend, prepared, training, epoch)
         sizes, losses = [], []
         expected = seen // epoch if epoch else None  # how long an epoch is shows once one is over
@@ -42,11 +68,35 @@ def train(task: Task, backend: Backend, prepared: Prepared, recipe: Recipe, moni
             raise DataError(
                 f"training: {type(task).__name__}.training() yields no batch; QAT needs at least one"
             )
-        monitor.report("train/loss", float(np.average(losses, weights=sizes)), epoch + 1)
+        history.append(float(np.average(losses, weights=sizes)))
+        monitor.report("train/loss", history[-1], epoch + 1)
         seen += sum(sizes)
         schedule.step()
+        if checkpoint:
+            checkpoint.save(_state(parts, history, seen))
     prepared.model.eval()
     return seen
+
+
+def _restored(
+    checkpoint: Checkpoint | None, parts: Mapping[str, Any], monitor: Monitor
+) -> tuple[list[float], int]:
+    """Put the parts where they were after the last epoch; gives each epoch's loss, and samples seen."""
+    state = checkpoint.load() if checkpoint else None
+    if state is None:
+        return [], 0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["rng"])
+    for epoch, loss in enumerate(state["history"], start=1):
+        monitor.report("train/loss", loss, epoch)
+    log.info("training goes on after epoch %d", len(state["history"]))
+    return list(state["history"]), int(state["seen"])
+
+
+def _state(parts: Mapping[str, Any], history: list[float], seen: int) -> dict[str, Any]:
+    kept = {name: part.state_dict() for name, part in parts.items()}
+    return {**kept, "rng": torch.get_rng_state(), "history": list(history), "seen": seen}
 
 
 def _begin_epoch(backend: Backend, prepared: Prepared, training: Training, epoch: int) -> None:

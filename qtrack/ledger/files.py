@@ -15,13 +15,11 @@ import yaml
 
 from qtrack.ledger.masking import mask_secrets
 from qtrack.ledger.names import TARGET_MET, File
-from qtrack.outcome import LayerRow, Outcome
+from qtrack.outcome import LayerRow
 from qtrack.recipe import Recipe, recipe_to_yaml
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from qtrack.campaign import Setting, StageResult
+    from qtrack.records import Setting, StageResult
     from qtrack.stages import Judged
 
 Row = Mapping[str, Any]
@@ -119,7 +117,6 @@ def write_results(folder: Path, result: StageResult, setting: Setting, task_fing
     """All tables and figures in numbers; returns the names of those that MLflow's UI shows as tables."""
     outcome = result.outcome
     write_table(folder / File.LAYERS, LAYER_COLUMNS, [asdict(row) for row in outcome.layers])
-    _write_samples(folder / File.SAMPLES, outcome, result.baseline)
     write_json(folder / File.FINGERPRINT, _fingerprint(result, setting, task_fingerprint))
     write_json(folder / File.COST, _cost(result))
     if not result.probes:
@@ -143,30 +140,6 @@ def _probe(judged: Judged, step: int) -> dict[str, Any]:
         "float_layers": len(outcome.float_layers),
         "seconds": outcome.cost.seconds,
     }
-
-
-def _write_samples(path: Path, outcome: Outcome, baseline: Outcome) -> None:
-    """One row per validation sample, in the split's order; columns that do not apply are empty."""
-    import pandas as pd
-
-    after, before = outcome.validation, baseline.validation
-    samples = len(after.scores)
-
-    def classes(values: NDArray[np.int64] | None) -> Any:
-        one_each = values is not None and values.shape == (samples,)
-        return pd.array(
-            values.tolist() if values is not None and one_each else [None] * samples, dtype="Int64"
-        )
-
-    columns = {
-        "index": np.arange(samples),
-        "score": after.scores,
-        "float_score": before.scores,
-        "label": classes(after.labels),
-        "prediction": classes(after.predictions),
-        "float_prediction": classes(before.predictions),
-    }
-    pd.DataFrame(columns).to_parquet(path, index=False)
 
 
 def _fingerprint(result: StageResult, setting: Setting, task_fingerprint: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from qtrack.ledger import models
 from qtrack.ledger.files import in_schema_order, read_table
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
+from qtrack.ledger.outcomes import NEEDED, read_outcome
 from qtrack.ledger.read import Reader
 from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
@@ -24,6 +25,7 @@ from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
+from qtrack.records import Known
 
 log = logging.getLogger("qtrack")
 
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from torch import nn
 
-    from qtrack.campaign import Setting
     from qtrack.ledger.write import Figures
     from qtrack.pipeline import Pipeline
+    from qtrack.records import Setting
     from qtrack.reproduction import Recorded
     from qtrack.task import Task
 
@@ -71,6 +73,38 @@ class Ledger:
         """Open a campaign's record."""
         self._tidy(setting.plan.task.name)
         return recorded_campaign(self._spool, setting, self._figures)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what an interrupted campaign need not do again."""
+        return self._store.home / "scratch"
+
+    def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
+        """The finished stage with this question or execution on record, read back whole; None where none is.
+
+        One that is not whole any more is passed over, with a warning.
+        """
+        tag, key = (Tag.QUESTION, question) if question else (Tag.EXECUTION, execution)
+        try:
+            experiment = self._store.experiment_named(task.name)
+            ids = [experiment.experiment_id] if experiment else []
+            for run in self._reader.known(tag, str(key), ids):
+                return self._known(run, task)
+        except StoreError as error:
+            log.warning("%s: it is executed again", error)
+        return None
+
+    def _known(self, run: Run, task: Task) -> Known:
+        def build() -> nn.Module:
+            return self.model(run.info.run_id, task)
+
+        with self._fetched_files(run, NEEDED) as folder:
+            try:
+                kept = read_outcome(folder, build)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise _corrupt(run, "the record", error) from error
+        tags = run.data.tags
+        return Known(run.info.run_id, tags[Tag.STAGE], tags[Tag.CAMPAIGN], kept.outcome, kept.cost)
 
     def sync(self) -> list[Recovered]:
         """Send what earlier processes could not, in order and each value once."""
@@ -212,6 +246,19 @@ class Ledger:
                 return file.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise _corrupt(run, path, error) from error
+
+    @contextmanager
+    def _fetched_files(self, run: Run, needed: Sequence[str]) -> Iterator[Path]:
+        """A folder with copies of these files, and of the test samples if there are any."""
+        with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
+            with self._store.calling(f"read the files of the run {_shown(run)}") as client:
+                present = {file.path for file in client.list_artifacts(run.info.run_id)}
+                for path in present & {*needed, File.TEST_SAMPLES}:
+                    client.download_artifacts(run.info.run_id, path, folder)
+            missing = [path for path in needed if path not in present]
+            if missing:
+                raise StoreError(f"the run {_shown(run)} has left no {missing[0]}")
+            yield Path(folder)
 
     @contextmanager
     def _fetched(self, run: Run, path: str) -> Iterator[Path]:

@@ -34,7 +34,8 @@ def links_of(strategies: Sequence[Strategy], experiments: Mapping[str, str]) -> 
 def _table_link(experiment: str, strategies: Sequence[Strategy]) -> str:
     """Sorted by the metric, because that brings its column into the table."""
     campaigns = {strategy.campaign for strategy in strategies}
-    campaign = campaigns.pop() if len(campaigns) == 1 else None
+    whole = len(campaigns) == 1 and not any(strategy.origin for strategy in strategies)
+    campaign = campaigns.pop() if whole else None
     runs = ", ".join(f"'{strategy.run_id}'" for strategy in strategies)
     chosen = tagged(Tag.CAMPAIGN, campaign) if campaign else f"attributes.run_id IN ({runs})"
     link = f"#/experiments/{quote(experiment, safe='')}/runs?searchFilter={quote(chosen, safe='')}"

@@ -11,7 +11,7 @@ from qtrack.ledger.names import Metric, metric_key, task_metric_key, test_metric
 from qtrack.outcome import LayerRow, Outcome
 
 if TYPE_CHECKING:
-    from qtrack.campaign import StageResult
+    from qtrack.records import StageResult
 
 
 class Point(NamedTuple):

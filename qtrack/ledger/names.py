@@ -122,6 +122,8 @@ class File:
     LAYERS = "layers.json"
     SEARCH = "search.json"
     SAMPLES = "samples.parquet"
+    TEST_SAMPLES = "test_samples.parquet"
+    OUTCOME = "outcome.json"
     FINGERPRINT = "fingerprint.json"
     COST = "cost.json"
     REPRODUCTION = "reproduction.json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qtrack.ledger.names import TARGET_MET
 
 if TYPE_CHECKING:
-    from qtrack.campaign import StageResult
+    from qtrack.records import StageResult
 
 _TARGET = {
     True: "The target is met.",

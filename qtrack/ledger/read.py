@@ -8,6 +8,7 @@ from mlflow.entities import Run
 
 from qtrack.errors import RunNotFound
 from qtrack.ledger.names import CAMPAIGN, STAGE, Tag
+from qtrack.ledger.references import as_referred, references_in
 from qtrack.ledger.store import Store
 from qtrack.ledger.strategy import number, whole
 
@@ -36,9 +37,27 @@ class Reader:
                     return found
 
     def stages(self, campaign: str, experiments: Sequence[str]) -> list[Run]:
-        """All stages of a campaign in their order; one that was recorded twice is there twice."""
+        """All stages of a campaign in their order, whether it executed them or refers to earlier runs.
+
+        One that was recorded twice is there twice.
+        """
         runs = self._search(experiments, tagged(Tag.KIND, STAGE), tagged(Tag.CAMPAIGN, campaign))
+        runs += self._referred(campaign, experiments)
         return sorted(runs, key=lambda run: (_index(run), run.info.start_time))
+
+    def _referred(self, campaign: str, experiments: Sequence[str]) -> list[Run]:
+        owner = self._campaign_run(campaign, experiments)
+        references = list(references_in(owner)) if owner else []
+        if owner is None or not references:
+            return []
+        ids = ", ".join(f"'{run_id}'" for run_id in {one.run for one in references} if set(run_id) <= _HEX)
+        found = {_id(run): run for run in self._search(experiments, f"attributes.run_id IN ({ids})")}
+        return [as_referred(found[one.run], one, owner) for one in references if one.run in found]
+
+    def known(self, tag: str, key: str, experiments: Sequence[str]) -> list[Run]:
+        """Finished stages with this value of a tag, the latest first."""
+        finished = "attributes.status = 'FINISHED'"
+        return self._search(experiments, tagged(Tag.KIND, STAGE), tagged(tag, key), finished)
 
     def finished(self, experiments: Sequence[str]) -> list[Run]:
         """All stages that finished, the oldest first."""
@@ -68,10 +87,14 @@ class Reader:
 
     def campaign_run(self, campaign: str, experiments: Sequence[str]) -> Run:
         """The run of a campaign itself."""
-        runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), tagged(Tag.CAMPAIGN, campaign), limit=1)
-        if not runs:
+        found = self._campaign_run(campaign, experiments)
+        if found is None:
             raise RunNotFound(f"the run of the campaign {campaign!r} was deleted")
-        return runs[0]
+        return found
+
+    def _campaign_run(self, campaign: str, experiments: Sequence[str]) -> Run | None:
+        runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), tagged(Tag.CAMPAIGN, campaign), limit=1)
+        return runs[0] if runs else None
 
     def run(self, reference: str, experiments: Sequence[str]) -> Run:
         """The stage that a reference names; raises RunNotFound with what there is instead."""

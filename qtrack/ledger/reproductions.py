@@ -18,6 +18,7 @@ from qtrack.ledger.files import write_json
 from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import Point
 from qtrack.ledger.names import REPRODUCTION, File, Metric, Shown, Tag, task_metric_key
+from qtrack.ledger.outcomes import read_evaluation
 from qtrack.ledger.run import OpenRun
 from qtrack.ledger.spool import Spool
 from qtrack.recipe import Recipe, recipe_to_yaml
@@ -33,21 +34,18 @@ def recorded_of(
     run: Run, recipe: Recipe, fingerprint: Mapping[str, Any], samples: Path, layers: tuple[str, ...]
 ) -> Recorded:
     """From a run's files; raises StoreError where they lack what every finished stage leaves."""
-    import pandas as pd
-
     from qtrack.reproduction import Recorded, Result
 
     try:
-        table = pd.read_parquet(samples)
-        scores, predictions = table["score"].to_numpy(float), table["prediction"]
+        found = read_evaluation(samples)
         result = Result(
             parameters=fingerprint["parameters"],
             behaviour=fingerprint["behaviour"],
             scales=fingerprint["scales"],
             tensors=fingerprint.get("tensors", {}),
-            value=float(scores.mean()),
-            scores=scores,
-            predictions=None if predictions.isna().any() else predictions.to_numpy("int64"),
+            value=found.value,
+            scores=found.scores,
+            predictions=found.predictions,
         )
         ingredients = _ingredients(fingerprint)
     except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:

@@ -50,6 +50,8 @@ class Strategy:
     confidence: float | None
     samples: int | None
     experiment: str
+    origin: str | None
+    """The campaign that executed it, where this one only refers to its run."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -89,6 +91,7 @@ def strategy_of(run: Run, experiment: str) -> Strategy:
         confidence=number(tags.get(Tag.CONFIDENCE)),
         samples=whole(number(tags.get(Tag.SAMPLES))),
         experiment=experiment,
+        origin=tags.get(Tag.ORIGIN),
     )
 
 

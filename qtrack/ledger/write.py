@@ -9,30 +9,37 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from mlflow.entities import Metric as LoggedMetric
+from mlflow.entities import Run, RunData, RunInfo, RunTag
 
 from qtrack.errors import StoreError
+from qtrack.ingredients import execution_key
 from qtrack.ledger import models
 from qtrack.ledger.files import write_json, write_recipe, write_results, write_text
+from qtrack.ledger.journal import now_ms
 from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import points_of
 from qtrack.ledger.names import CAMPAIGN, STAGE, TARGET_MET, File, Shown, Tag, params_of
 from qtrack.ledger.notes import campaign_note, headline, stage_note
+from qtrack.ledger.outcomes import write_outcome
+from qtrack.ledger.references import reference_of
 from qtrack.ledger.run import OpenRun
 from qtrack.ledger.spool import Spool
+from qtrack.ledger.strategy import Strategy, strategy_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from qtrack.campaign import Setting, StageResult
     from qtrack.data import SplitInfo
     from qtrack.pipeline import StageSpec
     from qtrack.recipe import Recipe
+    from qtrack.records import Setting, StageResult
 
     Figures = Callable[[StageResult], Iterable[tuple[str, Figure]]]
 
@@ -101,15 +108,36 @@ class CampaignWriter:
 
     @contextmanager
     def stage(self, spec: StageSpec, index: int) -> Iterator[StageWriter]:
-        """Open a stage's run, complete in its tags, before its work begins."""
-        stage = StageWriter(self, spec, index)
-        with stage.run.kept():
-            stage.begin()
-            yield stage
+        """A stage's record: a run once it begins, or once it fails; else none."""
+        with ExitStack() as stack:
+            stage = StageWriter(self, spec, index, stack)
+            try:
+                yield stage
+            except BaseException:
+                stage.begin()
+                raise
+
+    def refer(self, result: StageResult) -> None:
+        """A tag on the campaign's own run, by which readers find the run that stands for the stage."""
+        self.stage_of_recipe[result.outcome.recipe.digest] = result.name
+        self.run.log(tags={f"{Tag.REFERS}{result.index}": reference_of(result).to_json()})
 
     def summary(self, results: Sequence[StageResult]) -> None:
         """Kept until the end: this may be called while an exception is on its way."""
         self.results = tuple(results)
+
+    def strategies(self) -> list[Strategy]:
+        """The stages that have finished, as they will read once the store has them."""
+        return [self._strategy(result) for result in self.results]
+
+    def _strategy(self, result: StageResult) -> Strategy:
+        tags = self.tags(STAGE) | _recipe_tags(result.outcome.recipe) | _result_tags(result)
+        tags |= {Tag.STAGE: result.name, Tag.INDEX: str(result.index)}
+        points = [LoggedMetric(*point[:2], 0, 0) for point in points_of(result)]
+        run_id = result.known.run_id if result.known else ""
+        info = RunInfo(run_id, self.experiment, "", "FINISHED", now_ms(), now_ms(), "active")
+        run = Run(info, RunData(points, [], [RunTag(name, value) for name, value in tags.items()]))
+        return strategy_of(run, self.setting.plan.task.name)
 
     def finish(self) -> None:
         """Write the summary; where even the disk does not take it, that is no second error."""
@@ -124,23 +152,36 @@ class CampaignWriter:
 class StageWriter:
     """Implements StageRecord."""
 
-    def __init__(self, campaign: CampaignWriter, spec: StageSpec, index: int) -> None:
+    def __init__(self, campaign: CampaignWriter, spec: StageSpec, index: int, stack: ExitStack) -> None:
         self.campaign = campaign
         self.spec = spec
-        recipe = campaign.setting.plan.pipeline.recipe
-        tags = campaign.tags(STAGE) | _recipe_tags(recipe) | {Tag.STAGE: spec.name, Tag.INDEX: str(index)}
-        if spec.start is not None:
-            tags[Tag.STARTED_FROM] = spec.start
-        self.run = OpenRun(campaign.spool, campaign.experiment, spec.name, tags, campaign.lines)
+        self.index = index
+        self._stack = stack
+        self._run: OpenRun | None = None
+
+    @property
+    def run(self) -> OpenRun:
+        """Opened where the stage has not begun."""
+        self.begin()
+        assert self._run
+        return self._run
 
     def begin(self) -> None:
-        """Data and environment stand on record before the work."""
-        self.campaign.lines.note(f"stage {self.spec.name!r} begins: run {self.run.id}")
-        self.run.datasets(
-            [_dataset(self.campaign.setting, split) for split in self.campaign.setting.splits.values()]
-        )
+        """Open the run, complete in its tags; data and environment stand on record before the work."""
+        if self._run is not None:
+            return
+        campaign = self.campaign
+        opened = OpenRun(campaign.spool, campaign.experiment, self.spec.name, self._tags(), campaign.lines)
+        self._run = self._stack.enter_context(opened.kept())
+        campaign.lines.note(f"stage {self.spec.name!r} begins: run {self.run.id or 'not in the store yet'}")
+        self.run.datasets([_dataset(campaign.setting, split) for split in campaign.setting.splits.values()])
         with self.run.files() as folder:
-            write_json(folder / File.ENVIRONMENT, self.campaign.setting.environment)
+            write_json(folder / File.ENVIRONMENT, campaign.setting.environment)
+
+    def _tags(self) -> dict[str, str]:
+        tags = self.campaign.tags(STAGE) | _recipe_tags(self.campaign.setting.plan.pipeline.recipe)
+        tags |= {Tag.STAGE: self.spec.name, Tag.INDEX: str(self.index)}
+        return tags | ({Tag.STARTED_FROM: self.spec.start} if self.spec.start else {})
 
     def recipe(self, recipe: Recipe, previous: Recipe | None) -> None:
         """Recorded at once, so that a crash leaves it behind."""
@@ -172,6 +213,7 @@ class StageWriter:
         self.run.log(points_of(result), params=params, tags=_result_tags(result))
         with self.run.files() as folder:
             tables = write_results(folder, result, self.campaign.setting, self.campaign.fingerprint)
+            write_outcome(folder, outcome, result.baseline)
             self._draw(folder, result)
             saved = models.save(self.campaign.setting.plan.task, outcome, folder / File.MODEL)
         self.campaign.lines.note(f"model {saved}")
@@ -232,6 +274,9 @@ def _result_tags(result: StageResult) -> dict[str, str]:
         Tag.SAMPLES: str(result.judged.drop.samples),
     }
     tags[Tag.METRIC] = result.outcome.metric
+    key = execution_key(result.ingredients)
+    tags |= {Tag.EXECUTION: key} if key else {}
+    tags |= {Tag.QUESTION: result.question} if result.question else {}
     return tags | ({Tag.WORST_LAYER: worst.layer} if worst else {})
 
 

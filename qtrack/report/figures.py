@@ -39,8 +39,8 @@ from qtrack.report.layer_figures import layers_figure
 from qtrack.report.tables import scale_of
 
 if TYPE_CHECKING:
-    from qtrack.campaign import StageResult
     from qtrack.ledger import Strategy
+    from qtrack.records import StageResult
 
 MOST_CLASSES = 20
 MOST_HISTOGRAMS = 5

@@ -1,0 +1,113 @@
+"""What a campaign tells whoever keeps its record, and asks of earlier ones.
+
+Plain data and protocols: the ledger implements them, and so does a recorder in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from qtrack.data import SplitInfo
+from qtrack.outcome import Cost, Outcome
+from qtrack.pipeline import Plan, StageSpec
+from qtrack.recipe import Recipe
+from qtrack.stages import Judged
+from qtrack.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """All that is known before the first stage runs."""
+
+    plan: Plan
+    splits: Mapping[str, SplitInfo]
+    environment: Mapping[str, Any]
+    ingredients: Mapping[str, str] = field(default_factory=dict)
+    """Those that all stages share."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A finished stage on record, that came from the same ingredients."""
+
+    run_id: str
+    stage: str
+    campaign: str
+    outcome: Outcome
+    cost: Cost
+    """Of the stage with its search."""
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """A finished stage: its outcome, judged against the float baseline, and the probes of its search."""
+
+    name: str
+    index: int
+    judged: Judged
+    baseline: Outcome
+    probes: tuple[Judged, ...] = ()
+    ingredients: Mapping[str, str] = field(default_factory=dict)
+    """What went into it, by name."""
+    question: str | None = None
+    """Digest of all that the stage was asked with; None where not all of it can be known by content."""
+    known: Known | None = None
+    """The finished stage that this one refers to, instead of having been executed."""
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.judged.outcome
+
+    @property
+    def cost(self) -> Cost:
+        """Of the stage with its search, whenever that was."""
+        if self.known:
+            return self.known.cost
+        return sum((probe.outcome.cost for probe in self.probes), self.outcome.cost)
+
+
+class StageRecord(Protocol):
+    """Where one stage is written while it runs."""
+
+    def begin(self) -> None:
+        """Open the record, before the work begins; whatever is written to it opens it as well."""
+
+    def recipe(self, recipe: Recipe, previous: Recipe | None) -> None:
+        """The recipe about to be executed, and that of the stage it started from."""
+
+    def report(self, key: str, value: float, step: int) -> None:
+        """A point on a curve."""
+
+    def result(self, result: StageResult) -> None:
+        """What came out."""
+
+
+class CampaignRecord(Protocol):
+    """Where one campaign is written while it runs."""
+
+    id: str
+
+    def stage(self, spec: StageSpec, index: int) -> AbstractContextManager[StageRecord]:
+        """A stage's record; left by an exception it ends as failed, by Ctrl-C as killed.
+
+        Where it was never begun and nothing failed, nothing is recorded.
+        """
+
+    def refer(self, result: StageResult) -> None:
+        """A stage that was not executed: what is known stands for it."""
+
+    def summary(self, results: Sequence[StageResult]) -> None:
+        """What all stages came to."""
+
+
+class Recorder(Protocol):
+    """Keeps campaigns."""
+
+    def campaign(self, setting: Setting) -> AbstractContextManager[CampaignRecord]:
+        """Open a campaign's record."""
+
+    def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
+        """The finished stage that was asked the same, or came from the same ingredients, if there is one."""

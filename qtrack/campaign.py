@@ -42,10 +42,12 @@ def run_plan(
     A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
     must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either.
     """
+    scratch = scratch or Scratch()
+    scratch.tidy()
     with torch_threads(plan.pipeline.threads):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
-            memory = Memory(setting, recorder, scratch or Scratch(), fresh=fresh)
+            memory = Memory(setting, recorder, scratch, fresh=fresh)
             campaign = _Campaign(setting, record, monitor, memory)
             try:
                 campaign.run()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,16 @@ INSTRUCTION_SET_CAPS = (
     "FBGEMM_ENABLE_INSTRUCTIONS",
     "MKL_ENABLE_INSTRUCTIONS",
 )
+SETTINGS = ("MLFLOW_", "QTRACK_")
+"""Beginnings of the variables that set MLflow and qtrack up."""
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimd", "asimddp", "i8mm")
 
 
 def environment(folder: Path | None = None) -> dict[str, Any]:
-    """Versions, processor, threads, and the state of the git checkout that ``folder`` stands in."""
+    """Versions, processor, threads, the command, and the state of the git checkout that ``folder`` is in.
+
+    As it is: secrets are masked where this is written.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -37,6 +44,8 @@ def environment(folder: Path | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "engines": [name for name in torch.backends.quantized.supported_engines if name != "none"],
         "variables": {name: os.environ[name] for name in INSTRUCTION_SET_CAPS if name in os.environ},
+        "command": shlex.join(sys.argv),
+        "settings": {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)},
         "git": git_state(folder or Path()),
     }
 

@@ -398,3 +398,75 @@ def test_points_have_the_time_at_which_they_were_made(ledger, client, monkeypatc
     (point,) = client.get_metric_history(runs_of(client)[1][1].info.run_id, "accuracy")
     assert isinstance(point, Metric)
     assert point.timestamp <= made
+
+
+def test_too_little_room_is_said_before_the_work_begins(ledger, client, monkeypatch):
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
+    with pytest.raises(StoreError, match=r"1\.0 MB are free and the record takes up to 6\.0 MB"):
+        ledger.campaign(setting())
+    assert client.get_experiment_by_name("lines") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs to mount a file system")
+def test_a_read_only_folder_is_one_line_before_the_work_begins(ledger, tmp_path):
+    folder = tmp_path / "sealed"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(Path("mlflow.db").read_bytes())
+    mounted = subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        with pytest.raises(StoreError, match=r"sealed.*read-only file system"):
+            Ledger.open(f"sqlite:///{folder}/mlflow.db").campaign(setting())
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+SECRETS = {
+    "MLFLOW_TRACKING_PASSWORD": "hunter2hunter2",
+    "MLFLOW_TRACKING_TOKEN": "tok-0123456789",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG",
+}
+
+
+def test_no_secret_is_written_to_the_store_or_the_spool(ledger, client, monkeypatch, tmp_path):
+    """In the command line, the settings, a layer's name, an exception, a tag, a log line or a store's URI."""
+    from qtrack.environment import environment
+
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        sys, "argv", ["qtrack", "run", "--tracking-uri", "http://me:hushhush@host:5000", "--api-key=AbCd1234"]
+    )
+    made = setting(name="lines", source="uri: postgresql://me:hushhush@db/x\ntoken: AbCd1234\n")
+    made.environment.update(environment())
+    assert "hushhush" in made.environment["command"]
+
+    said = "cannot reach https://me:hushhush@host with token=AbCd1234"
+
+    def fail():
+        with ledger.campaign(made) as campaign, monkeypatch.context() as patched:
+            cut(patched)  # so that all of it is in the spool as well
+            record_stage(campaign, layers=rows(1))
+            with campaign.stage(spec("per_channel"), 1) as stage:
+                stage.begin()
+                logging.getLogger("qtrack").warning("password=AbCd1234 at s3://me:hushhush@bucket")
+                written = b"".join(path.read_bytes() for path in Path(".qtrack").rglob("*") if path.is_file())
+                assert_no_secret(written)
+                raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError):
+        fail()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "environment.json" for path in files)
+    assert_no_secret(b"".join(path.read_bytes() for path in files))
+
+
+def assert_no_secret(written):
+    found = [value for value in (*SECRETS.values(), "hushhush", "AbCd1234") if value.encode() in written]
+    assert found == []

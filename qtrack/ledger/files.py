@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from qtrack.ledger.masking import mask_secrets
+from qtrack.ledger.masking import MASK, is_secret, mask_secrets
 from qtrack.ledger.names import TARGET_MET, File
 from qtrack.outcome import LayerRow
 from qtrack.recipe import Recipe, recipe_to_yaml
@@ -33,8 +33,8 @@ SEARCH_COLUMNS = (
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Strict JSON: null in place of NaN and infinity, which other readers refuse."""
-    path.write_text(json.dumps(plain(data), indent=2) + "\n", encoding="utf-8")
+    """Strict JSON without secrets: null in place of NaN and infinity, which other readers refuse."""
+    path.write_text(json.dumps(masked(plain(data)), indent=2) + "\n", encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,6 +73,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def masked(data: Any) -> Any:
+    """Plain data without secrets, in its texts and under names like theirs."""
+    if isinstance(data, dict):
+        return {
+            name: MASK if isinstance(part, str) and is_secret(name) else masked(part)
+            for name, part in data.items()
+        }
+    if isinstance(data, list):
+        return [masked(part) for part in data]
+    return mask_secrets(data) if isinstance(data, str) else data
 
 
 def write_recipe(folder: Path, recipe: Recipe, previous: Recipe | None, names: tuple[str, str]) -> None:

@@ -25,7 +25,6 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from qtrack.errors import StoreError
-from qtrack.ledger.preflight import explain
 
 HEADER, LOCK, DONE = "run.json", "lock", "done-"
 Entry = Mapping[str, Any]
@@ -153,7 +152,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        said = "no space left on the device" if full else explain(error)
+        said = "no space left on the device" if full else (error.strerror or str(error)).lower()
         advice = "; what was finished is kept: free some and start the same command again" if full else ""
         raise StoreError(f"cannot write to {folder}: {said}{advice}") from error
 

@@ -19,6 +19,7 @@ from qtrack.ledger.outcomes import NEEDED, read_outcome
 from qtrack.ledger.read import Reader
 from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
+from qtrack.ledger.room import check_room
 from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
@@ -71,6 +72,7 @@ class Ledger:
 
     def campaign(self, setting: Setting) -> AbstractContextManager[CampaignWriter]:
         """Open a campaign's record."""
+        check_room(self._store.home, setting)
         self._tidy(setting.plan.task.name)
         return recorded_campaign(self._spool, setting, self._figures)
 

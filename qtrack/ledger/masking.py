@@ -28,7 +28,13 @@ _PATTERNS = (
     (rf"((?<![\w-])--[\w-]*(?:{_WORDS})\s+)(?!-){_VALUE}", rf"\1{MASK}"),
     (r"\b(?:gh[pousr]_|github_pat_|hf_|sk-|dapi|xox[abp]-|AKIA|ASIA)[A-Za-z0-9_-]{12,}", MASK),
 )
+_SECRET_NAME = re.compile(rf"[\w-]*(?:{_WORDS})", re.IGNORECASE)
 PATTERNS = tuple((re.compile(pattern, re.IGNORECASE), replacement) for pattern, replacement in _PATTERNS)
+
+
+def is_secret(name: str) -> bool:
+    """Is this the name of something that must not be told?"""
+    return _SECRET_NAME.fullmatch(name) is not None
 
 
 def mask_secrets(text: str) -> str:

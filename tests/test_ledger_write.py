@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name
 
 from qtrack.ledger import Ledger, models
-from qtrack.ledger.files import plain, recipe_diff
+from qtrack.ledger.files import plain
 from qtrack.ledger.names import metric_key, params_of, task_metric_key
 from qtrack.recipe import Recipe, recipe_from_yaml
 
@@ -158,14 +158,6 @@ def test_the_recipe_is_on_record_before_the_work_begins(ledger, client):
             "+default.weight.granularity: per_channel",
             "+overrides: {layer: head, scheme: {mode: float}}",
         ]
-
-
-def test_a_diff_shows_only_what_changed():
-    assert recipe_diff(PTQ, PTQ, ("ptq", "again")) == "the same recipe as ptq\n"
-    assert (
-        recipe_diff(PTQ.having(seed=7), PTQ, ("ptq", "other")) == "--- ptq\n+++ other\n-seed: 0\n+seed: 7\n"
-    )
-    assert "no earlier stage" in recipe_diff(PTQ, None, ("", ""))
 
 
 def test_the_stage_that_a_recipe_came_from_is_tagged(ledger, client):

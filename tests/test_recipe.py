@@ -26,6 +26,7 @@ from qtrack.recipe import (
     recipe_from_yaml,
     recipe_to_yaml,
 )
+from qtrack.recipe_diff import changed_fields, recipe_diff
 
 observers = st.one_of(
     st.just(MinMax()),
@@ -203,3 +204,26 @@ def test_a_change_of_mode_keeps_the_weights_specification():
 def test_training_parameters_are_checked_when_changed():
     with pytest.raises(ValueError, match="epochs"):
         Recipe(training=Training()).training.having(epochs=0)
+
+
+def test_a_diff_shows_only_what_changed():
+    ptq = Recipe(engine="x86")
+    assert recipe_diff(ptq, ptq, ("ptq", "again")) == "the same recipe as ptq\n"
+    assert (
+        recipe_diff(ptq.having(seed=7), ptq, ("ptq", "other")) == "--- ptq\n+++ other\n-seed: 0\n+seed: 7\n"
+    )
+    assert "no earlier stage" in recipe_diff(ptq, None, ("", ""))
+
+
+def test_changed_fields_stand_beside_each_other_by_path():
+    was = Recipe(engine="x86").keeping_float("a", "b")
+    now = Recipe(engine="onednn").keeping_float("b", "c").with_activations(bits=7)
+    assert changed_fields(was, was) == []
+    assert changed_fields(was, now) == [
+        ("engine", "x86", "onednn"),
+        ("default.activation.bits", "8", "7"),
+        ("overrides", "{layer: a, scheme: {mode: float}}", "{layer: c, scheme: {mode: float}}"),
+    ]
+    dynamic = was.with_mode("dynamic")
+    assert ("default.activation.bits", "8", None) in changed_fields(was, dynamic)
+    assert ("default.activation.bits", None, "8") in changed_fields(dynamic, was)

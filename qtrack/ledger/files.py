@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from qtrack.ledger.masking import MASK, is_secret, mask_secrets
 from qtrack.ledger.names import TARGET_MET, File
 from qtrack.outcome import LayerRow
 from qtrack.recipe import Recipe, recipe_to_yaml
+from qtrack.recipe_diff import recipe_diff
 
 if TYPE_CHECKING:
     from qtrack.records import Setting, StageResult
@@ -91,38 +90,6 @@ def write_recipe(folder: Path, recipe: Recipe, previous: Recipe | None, names: t
     """The recipe, and what it changed in that of the stage before; ``names`` are those of both stages."""
     (folder / File.RECIPE).write_text(recipe_to_yaml(recipe), encoding="utf-8")
     (folder / File.RECIPE_DIFF).write_text(recipe_diff(recipe, previous, names), encoding="utf-8")
-
-
-def recipe_diff(recipe: Recipe, previous: Recipe | None, names: tuple[str, str]) -> str:
-    """A unified diff of one line per changed field, each with its full path."""
-    if previous is None:
-        return "no earlier stage to compare with; recipe.yaml has it all\n"
-    old, new = (list(_lines(part.model_dump(mode="json"))) for part in (previous, recipe))
-    lines = difflib.unified_diff(old, new, *names, n=0, lineterm="")
-    changed = [line for line in lines if not line.startswith("@@")]
-    return "\n".join(changed or [f"the same recipe as {names[0]}"]) + "\n"
-
-
-def _lines(value: Any, path: str = "") -> Iterator[str]:
-    """``default.weight.bits: 8`` for every field; a whole override is one line, so that their order shows."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield from _lines(part, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
-        for part in value:
-            yield f"{path}: {_flow(part)}"
-    else:
-        yield f"{path}: {_flow(value)}"
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, dict):
-        value = {name: part for name, part in value.items() if part is not None}
-    return (
-        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
-        .strip()
-        .removesuffix("\n...")
-    )
 
 
 def write_results(folder: Path, result: StageResult, setting: Setting, task_fingerprint: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.campaign import run_plan
-from qtrack.errors import QtrackError
+from qtrack.errors import QtrackError, RecipeError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qtrack.ledger import Ledger
-    from qtrack.reproduction import Reproduction, Unproven
+    from qtrack.recipe import Recipe
+    from qtrack.reproduction import Made, Reproduction, Unproven
 
 log = logging.getLogger("qtrack")
 
@@ -75,6 +76,46 @@ def reproduce(
 
     ledger = Ledger.open(tracking_uri)
     return _reproduced(ledger, run, task_of(ledger, run, task), monitor)
+
+
+def reproduce_recipe(
+    recipe: Path | str,
+    task: Task | str,
+    *,
+    tracking_uri: str | None = None,
+    monitor: Monitor = SILENT,
+) -> Reproduction | Made:
+    """Execute the recipe in a file, and compare with the latest recorded stage of the task that executed it.
+
+    That is ``reproduce`` of that stage. Where the store has none, the result says what came out, and nothing
+    is recorded. Raises RecipeError and TaskError.
+    """
+    from qtrack.engine import settled
+    from qtrack.ledger import Ledger
+    from qtrack.reading import read_text
+    from qtrack.recipe import recipe_from_yaml
+
+    path = Path(recipe)
+    asked = settled(recipe_from_yaml(read_text(path, RecipeError), str(path)))
+    ledger = Ledger.open(tracking_uri)
+    here = task_of(ledger, "", task)
+    stages = ledger.executed(here.name, asked)
+    if not stages:
+        return _made(here, asked, monitor)
+    count = f"{len(stages)} recorded stages have" if len(stages) > 1 else "one recorded stage has"
+    log.info("%s this recipe; compared with the latest, %s (%s)", count, stages[0].stage, stages[0].run_id)
+    return _reproduced(ledger, stages[0].run_id, here, monitor)
+
+
+def _made(task: Task, recipe: Recipe, monitor: Monitor) -> Made:
+    from qtrack.data import inspect_splits
+    from qtrack.engine import check_forward, execute
+    from qtrack.reproduction import made_of
+
+    splits = inspect_splits(task, monitor)
+    check_forward(task)
+    sizes = {name: split.samples for name, split in splits.items()}
+    return made_of(execute(task, recipe, monitor=monitor, thorough=False, sizes=sizes))
 
 
 def reproduce_all(

@@ -120,6 +120,35 @@ class Unproven:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What an execution came to where nothing is recorded that it could be compared with."""
+
+    recipe: str
+    """Digests, as ``fingerprint.json`` of a recorded stage holds them."""
+    parameters: str
+    behaviour: str
+    metric: str
+    value: float
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; that there is no verdict tells it from a Reproduction."""
+        return asdict(self) | {"verdict": None}
+
+
+def made_of(outcome: Outcome) -> Made:
+    """The digests and the metric of an execution in memory."""
+    return Made(
+        outcome.recipe.digest,
+        outcome.digests["parameters"],
+        outcome.digests["behaviour"],
+        outcome.metric,
+        outcome.value,
+        len(outcome.validation.scores),
+    )
+
+
 def result_of(outcome: Outcome) -> Result:
     """What is compared of an execution in memory."""
     return Result(

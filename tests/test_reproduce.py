@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from mlflow import MlflowClient
-from recorded_tiny import PLANTED, artifact, command, edited, one_ulp, write_task
+from recorded_tiny import PIPELINE, PLANTED, artifact, command, edited, one_ulp, write_task
 
 import qtrack
 from qtrack import Ledger
@@ -175,14 +176,18 @@ def test_what_a_task_imports_counts_through_other_files_and_inside_functions(tmp
 # another result
 
 
-def test_a_different_model_exits_with_1_and_names_the_first_layer(folder, monkeypatch):
+def tripled(patch):
     def model(self, made=tiny.Tiny.model):
         net = made(self)
         with torch.no_grad():
             net.block.conv.weight.mul_(3)
         return net
 
-    monkeypatch.setattr(tiny.Tiny, "model", model)
+    patch.setattr(tiny.Tiny, "model", model)
+
+
+def test_a_different_model_exits_with_1_and_names_the_first_layer(folder, monkeypatch):
+    tripled(monkeypatch)
     done = command("reproduce", "ptq")
     assert done.exit_code == 1, done.output
     assert "first layer" in done.stdout
@@ -253,6 +258,94 @@ def test_one_that_cannot_be_proven_stops_no_other_and_fails_the_check(folder):
 @pytest.mark.parametrize("given", [(), ("--all",), ("ptq", "--all"), ("ptq", "--experiment", "tiny")])
 def test_it_is_one_run_or_all_of_an_experiment(given):
     assert command("reproduce", *given).exit_code == 2
+
+
+# from the recipe alone
+
+
+def exported(stage, path="r.yaml"):
+    assert command("export", stage, "--recipe-only", "-o", path).exit_code == 0
+    return "--from-recipe", path, "--task", "tiny_task.py:Mine"
+
+
+def test_the_recipe_and_the_task_are_enough_to_find_the_recorded_stage_and_compare(folder):
+    before = Ledger.open().strategies(["qat"])[0]
+    done = command("reproduce", *exported("qat"), "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["run_id"], found["stage"], found["verdict"]) == (before.run_id, "qat", "bit-identical")
+    assert found.keys() == json.loads(command("reproduce", "qat", "--json").stdout).keys()
+    run = MlflowClient(Ledger.open().uri).get_run(found["reproduction_run"])
+    assert run.data.tags["qtrack.reproduces"] == before.run_id
+    assert f"compared with the latest, qat ({before.run_id})" in done.stderr
+
+
+def test_a_different_model_from_a_recipe_exits_with_1(folder, monkeypatch):
+    arguments = exported("ptq")
+    tripled(monkeypatch)
+    done = command("reproduce", *arguments)
+    assert done.exit_code == 1, done.output
+    assert "different: the first layer to part is block.conv" in done.stderr
+
+
+def test_of_several_recorded_stages_with_the_recipe_the_latest_finished_counts(alone):
+    write_task(alone)
+    pipeline = {**PIPELINE, "stages": [{"recipe": {"name": "first"}}, {"recipe": {"name": "second"}}]}
+    (alone / "tiny.yaml").write_text(yaml.safe_dump(pipeline))
+    first, second = (result.name for result in qtrack.run("tiny.yaml"))
+    latest = Ledger.open().strategies([second])[0].run_id
+    assert json.loads(command("reproduce", *exported(first), "--json").stdout)["run_id"] == latest
+    MlflowClient(Ledger.open().uri).set_terminated(latest, "FAILED")
+    assert json.loads(command("reproduce", *exported(first), "--json").stdout)["stage"] == "first"
+
+
+def test_where_nothing_is_recorded_the_digests_are_printed_and_nothing_is_kept(folder, campaign, tmp_path):
+    arguments = exported("ptq", tmp_path / "r.yaml")
+    empty = ("--tracking-uri", f"sqlite:///{tmp_path}/empty.db")
+    done = command("reproduce", *arguments, *empty)
+    assert done.exit_code == 0, done.output
+    outcome = campaign[1][1].outcome
+    for digest in (outcome.recipe.digest, outcome.digests["parameters"], outcome.digests["behaviour"]):
+        assert digest in done.stdout
+    assert f"{outcome.value:.4f} on 200 samples" in done.stdout
+    assert "nothing is recorded to compare with" in done.stderr
+    found = json.loads(command("reproduce", *arguments, *empty, "--json").stdout)
+    assert (found["verdict"], found["value"]) == (None, outcome.value)
+    assert Ledger.open(empty[1]).experiment_names() == ["Default"]
+
+
+def test_a_recipe_without_an_engine_is_that_of_this_machine(folder):
+    (folder / "r.yaml").write_text("engine: null\n")
+    done = command("reproduce", "--from-recipe", "r.yaml", "--task", "tiny_task.py:Mine", "--json")
+    assert json.loads(done.stdout)["stage"] == "ptq", done.output
+
+
+@pytest.mark.parametrize(
+    "more", [("ptq",), ("--all",), ("--all", "--experiment", "tiny"), ("--experiment", "tiny")]
+)
+def test_a_recipe_goes_with_no_other_choice_of_runs(more):
+    assert command("reproduce", "--from-recipe", "r.yaml", "--task", "t.py:T", *more).exit_code == 2
+
+
+def test_a_recipe_needs_the_task():
+    done = command("reproduce", "--from-recipe", "r.yaml")
+    assert done.exit_code == 2
+    assert "--from-recipe needs the task as well" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "r.yaml: No such file or directory"), ("enigne: x86", "r.yaml: enigne: unknown field")],
+)
+def test_a_recipe_that_cannot_be_read_is_one_line(folder, text, said):
+    path = folder / "r.yaml"
+    path.unlink(missing_ok=True)
+    if text:
+        path.write_text(text)
+    done = command("reproduce", "--from-recipe", "r.yaml", "--task", "tiny_task.py:Mine")
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 # loading

@@ -16,7 +16,7 @@ from qtrack.ledger.files import in_schema_order, read_table
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.outcomes import NEEDED, read_outcome
-from qtrack.ledger.read import Reader
+from qtrack.ledger.read import Reader, tagged
 from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
 from qtrack.ledger.room import check_room
@@ -90,7 +90,7 @@ class Ledger:
         try:
             experiment = self._store.experiment_named(task.name)
             ids = [experiment.experiment_id] if experiment else []
-            for run in self._reader.known(tag, str(key), ids):
+            for run in reversed(self._reader.finished(ids, tagged(tag, str(key)))):
                 return self._known(run, task)
         except StoreError as error:
             log.warning("%s: it is executed again", error)
@@ -152,6 +152,14 @@ class Ledger:
         experiments = self._experiments(experiment)
         found = self._reader.finished(list(experiments))
         return [strategy_of(run, experiments[run.info.experiment_id]) for run in found]
+
+    def executed(self, experiment: str, recipe: Recipe) -> list[Strategy]:
+        """Finished stages with just this recipe, the latest first; none in an experiment that is unknown."""
+        found = self._store.experiment_named(experiment)
+        if found is None:
+            return []
+        runs = self._reader.finished([found.experiment_id], tagged(Tag.RECIPE_DIGEST, recipe.digest))
+        return [strategy_of(run, experiment) for run in reversed(runs)]
 
     def layers(self, reference: str) -> list[dict[str, Any]]:
         """The layer table of a run, in execution order."""

@@ -54,14 +54,10 @@ class Reader:
         found = {_id(run): run for run in self._search(experiments, f"attributes.run_id IN ({ids})")}
         return [as_referred(found[one.run], one, owner) for one in references if one.run in found]
 
-    def known(self, tag: str, key: str, experiments: Sequence[str]) -> list[Run]:
-        """Finished stages with this value of a tag, the latest first."""
-        finished = "attributes.status = 'FINISHED'"
-        return self._search(experiments, tagged(Tag.KIND, STAGE), tagged(tag, key), finished)
-
-    def finished(self, experiments: Sequence[str]) -> list[Run]:
-        """All stages that finished, the oldest first."""
-        return self._search(experiments, tagged(Tag.KIND, STAGE), "attributes.status = 'FINISHED'")[::-1]
+    def finished(self, experiments: Sequence[str], *conditions: str) -> list[Run]:
+        """All stages that finished and meet further conditions, the oldest first."""
+        done = "attributes.status = 'FINISHED'"
+        return self._search(experiments, tagged(Tag.KIND, STAGE), done, *conditions)[::-1]
 
     def running(self, experiments: Sequence[str]) -> list[Run]:
         """All runs of qtrack's, of whichever kind, that have not ended, the oldest first."""

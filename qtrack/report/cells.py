@@ -9,6 +9,8 @@ from dataclasses import dataclass
 NONE = "-"
 FULL_BAR_DB = 60.0
 BAR_CELLS = 8
+LONGEST_INGREDIENT = 24
+SHORT_DIGEST = 12
 EIGHTHS = " ▏▎▍▌▋▊▉"
 SIZES = (("MB", 1_000_000), ("kB", 1_000), ("B", 1))
 
@@ -87,3 +89,10 @@ def shortened(name: str, width: int) -> str:
         parts[i] = parts[i] if parts[i].isdigit() else parts[i][:1]
     short = ".".join(parts)
     return short if len(short) <= width else "…" + short[-(width - 1) :]
+
+
+def ingredient(text: str) -> str:
+    """Digests as people write them; other values as they are, cut where they are long."""
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return text[:SHORT_DIGEST]
+    return text if len(text) <= LONGEST_INGREDIENT else f"{text[: LONGEST_INGREDIENT - 1]}…"

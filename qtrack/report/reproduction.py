@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from qtrack.report.cells import ingredient
 from qtrack.report.tables import Column, Table
 from qtrack.reproduction import Unproven
 
 if TYPE_CHECKING:
-    from qtrack.reproduction import Reproduction
-
-LONGEST = 24
-SHORT_DIGEST = 12
+    from qtrack.reproduction import Made, Reproduction
 
 
 def reproduction(found: Reproduction) -> Table:
@@ -25,6 +23,18 @@ def reproduction(found: Reproduction) -> Table:
     )
     rows = tuple((*_ingredients(found), *_results(found), ("verdict", "", "", found.verdict)))
     return Table(columns, rows, tuple(_notes(found)), marked=frozenset([len(rows) - 1]))
+
+
+def made(found: Made) -> Table:
+    """What came out where nothing is recorded to compare with; digests whole, for comparing by hand."""
+    rows = (
+        ("recipe", found.recipe),
+        ("parameters", found.parameters),
+        ("behaviour", found.behaviour),
+        (found.metric, f"{found.value:.4f} on {found.samples:,} samples"),
+    )
+    note = "nothing is recorded to compare with: no finished stage of this task in the store has this recipe"
+    return Table((Column("executed", "left"), Column("digest", "left")), rows, (note,))
 
 
 def reproductions(found: Sequence[Reproduction | Unproven]) -> Table:
@@ -46,9 +56,9 @@ def _row(one: Reproduction | Unproven) -> tuple[str, ...]:
 
 def _ingredients(found: Reproduction) -> Iterator[tuple[str, str, str, str]]:
     for drift in found.drifted:
-        yield drift.name, _cell(drift.was), _cell(drift.now), "drifted"
+        yield drift.name, ingredient(drift.was), ingredient(drift.now), "drifted"
     for drift in found.restored:
-        yield drift.name, _cell(drift.was), _cell(drift.now), "set as recorded"
+        yield drift.name, ingredient(drift.was), ingredient(drift.now), "set as recorded"
     equal = set(found.ingredients) - set(found.unrecorded) - {drift.name for drift in found.drifted}
     yield f"{len(equal)} ingredients", "", "", "equal"
     if found.unrecorded:
@@ -90,10 +100,3 @@ def _where(found: Reproduction) -> str:
         return "different: the parameters part in no layer that is on record"
     first, others = found.parted_layers[0], len(found.parted_layers) - 1
     return f"different: the first layer to part is {first}" + (f", {others} more follow" if others else "")
-
-
-def _cell(text: str) -> str:
-    """Digests as people write them; other values as they are, cut where they are long."""
-    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
-        return text[:SHORT_DIGEST]
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -19,6 +19,7 @@ from qtrack.task import Task, load_task, located
 if TYPE_CHECKING:
     from torch import nn
 
+    from qtrack.difference import Difference
     from qtrack.ledger import Ledger
     from qtrack.recipe import Recipe
     from qtrack.reproduction import Made, Reproduction, Unproven
@@ -164,6 +165,17 @@ def _reproduced(ledger: Ledger, run: str, task: Task, monitor: Monitor) -> Repro
         record.result(found, now, time.perf_counter() - began)
         log.info("%s: %s", found.stage, found.verdict)
     return found
+
+
+def diff(first: str, second: str, *, tracking_uri: str | None = None) -> Difference:
+    """What differs between two recorded stages; raises RunNotFound, StoreError where one left too little."""
+    from qtrack.difference import difference
+    from qtrack.ledger import Ledger
+    from qtrack.report.tables import paired_layers
+
+    ledger = Ledger.open(tracking_uri)
+    pairs = paired_layers(ledger.layers(first), ledger.layers(second))
+    return difference(ledger.recorded(first), ledger.recorded(second), pairs)
 
 
 def task_of(ledger: Ledger, run: str, task: Task | str | None = None) -> Task:

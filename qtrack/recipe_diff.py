@@ -11,6 +11,10 @@ import yaml
 
 from qtrack.recipe import Recipe
 
+Fields = list[tuple[str, str]]
+Steps = list[tuple[Fields, Fields]]
+"""What is gone and what has come, piece by piece."""
+
 
 class Changed(NamedTuple):
     """A field that is not the same in two recipes; None on a side that has no such field."""
@@ -34,21 +38,24 @@ def changed_fields(was: Recipe, now: Recipe) -> list[Changed]:
     """The same as plain data; an override that came or went is a change of its own."""
     old, new = _fields(was), _fields(now)
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    steps = [step for step in matcher.get_opcodes() if step[0] != "equal"]
-    gone = [field for _, first, last, _, _ in steps for field in old[first:last]]
-    come = [field for _, _, _, first, last in steps for field in new[first:last]]
-    return list(_matched(gone, come))
+    steps = [(old[a:b], new[c:d]) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal"]
+    return [changed for path in _paths(steps) for changed in _of_path(path, steps)]
 
 
-def _matched(gone: list[tuple[str, str]], come: list[tuple[str, str]]) -> Iterator[Changed]:
-    """Old and new values of the same path beside each other."""
-    for path in dict.fromkeys(path for path, _ in (*gone, *come)):
-        values = ([value for name, value in side if name == path] for side in (gone, come))
-        for was, now in zip_longest(*values):
-            yield Changed(path, was, now)
+def _paths(steps: Steps) -> Iterator[str]:
+    """In their order; a part that is null on one side stands for none of its fields."""
+    paths = dict.fromkeys(path for gone, come in steps for path, _ in (*gone, *come))
+    yield from (path for path in paths if not any(other.startswith(f"{path}.") for other in paths))
 
 
-def _fields(recipe: Recipe) -> list[tuple[str, str]]:
+def _of_path(path: str, steps: Steps) -> Iterator[Changed]:
+    """Its old and new values beside each other."""
+    gone = [value for fields, _ in steps for name, value in fields if name == path]
+    come = [value for _, fields in steps for name, value in fields if name == path]
+    yield from (Changed(path, was, now) for was, now in zip_longest(gone, come))
+
+
+def _fields(recipe: Recipe) -> Fields:
     return list(_values(recipe.model_dump(mode="json")))
 
 

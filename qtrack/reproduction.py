@@ -54,6 +54,8 @@ class Recorded:
     result: Result
     layers: tuple[str, ...]
     """In execution order."""
+    labels: NDArray[np.int64] | None = None
+    """Of the validation samples."""
 
     @property
     def threads(self) -> int | None:
@@ -166,7 +168,7 @@ def compared(recorded: Recorded, now: Result, ingredients: Mapping[str, str], th
     """The recorded stage against a second execution, which began in a process with so many threads."""
     was = recorded.result
     same = was.parameters == now.parameters, was.behaviour == now.behaviour
-    differing = _differing_samples(was, now)
+    differing = int(differing_samples(was, now).sum())
     scales, zero_points = _scales(was, now), _zero_points(was, now)
     verdict: Verdict = "different"
     if all(same):
@@ -186,7 +188,7 @@ def compared(recorded: Recorded, now: Result, ingredients: Mapping[str, str], th
         differing_samples=differing,
         scale_difference=scales,
         zero_point_difference=zero_points,
-        parted_layers=() if same[0] else _parted(was, now, recorded.layers),
+        parted_layers=() if same[0] else parted_layers(was, now, recorded.layers),
         ingredients=tuple(ingredients),
         drifted=tuple(drifted(recorded.ingredients, ingredients)),
         restored=tuple(restored if recorded.threads not in (None, threads) else ()),
@@ -198,16 +200,17 @@ def _within(difference: float | None, limit: float) -> bool:
     return difference is not None and difference <= limit
 
 
-def _differing_samples(was: Result, now: Result) -> int:
+def differing_samples(was: Result, now: Result) -> NDArray[np.bool_]:
+    """Samples with another prediction or score; all of them where their number changed."""
     if len(was.scores) != len(now.scores):
-        return max(len(was.scores), len(now.scores))
+        return np.ones(max(len(was.scores), len(now.scores)), bool)
     differ = ~np.isclose(now.scores, was.scores, rtol=TOLERANCE, atol=TINY, equal_nan=True)
     if was.predictions is not None and now.predictions is not None:
         if len(was.predictions) != len(now.predictions):
-            return len(was.scores)
+            return np.ones(len(differ), bool)
         if len(was.predictions) == len(differ):
             differ |= was.predictions != now.predictions
-    return int(differ.sum())
+    return differ
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any], *, relative: bool) -> float | None:
@@ -240,8 +243,8 @@ def _scales(was: Result, now: Result) -> float | None:
     return _difference(*sides, relative=True)
 
 
-def _parted(was: Result, now: Result, layers: Sequence[str]) -> tuple[str, ...]:
-    """Layers in execution order; what belongs to none goes by its own name."""
+def parted_layers(was: Result, now: Result, layers: Sequence[str]) -> tuple[str, ...]:
+    """Layers whose scales or weights differ, in execution order; what belongs to none has its own name."""
     known, names = layers or _modules(now.tensors), dict.fromkeys(_differing(was, now))
     ranked = sorted((_place(name, known) for name in names), key=lambda place: place[0])
     return tuple(dict.fromkeys(layer for _, layer in ranked))
@@ -249,7 +252,7 @@ def _parted(was: Result, now: Result, layers: Sequence[str]) -> tuple[str, ...]:
 
 def _differing(was: Result, now: Result) -> Iterator[str]:
     """Names of parameters, scales and zero-points that are not the same on both sides."""
-    if was.tensors:
+    if was.tensors and now.tensors:
         yield from (n for n in (*was.tensors, *now.tensors) if was.tensors.get(n) != now.tensors.get(n))
     yield from (n for n in (*was.scales, *now.scales) if was.scales.get(n) != now.scales.get(n))
 

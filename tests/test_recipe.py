@@ -227,3 +227,10 @@ def test_changed_fields_stand_beside_each_other_by_path():
     dynamic = was.with_mode("dynamic")
     assert ("default.activation.bits", "8", None) in changed_fields(was, dynamic)
     assert ("default.activation.bits", None, "8") in changed_fields(dynamic, was)
+
+
+def test_of_a_part_that_one_recipe_lacks_each_field_is_a_change():
+    ptq = Recipe(engine="x86")
+    changes = changed_fields(ptq, ptq.having(training={"epochs": 1}))
+    assert changes[0] == ("training.epochs", None, "1")
+    assert "training" not in [change.field for change in changes]

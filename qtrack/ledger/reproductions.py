@@ -58,6 +58,7 @@ def recorded_of(
         ingredients=ingredients,
         result=result,
         layers=layers,
+        labels=found.labels,
     )
 
 

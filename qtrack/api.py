@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.campaign import run_plan
-from qtrack.errors import QtrackError, RecipeError
-from qtrack.monitor import SILENT, Monitor
+from qtrack.errors import InputError, QtrackError, RecipeError
+from qtrack.monitor import SILENT, Monitor, Titled
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
 from qtrack.scratch import Scratch
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qtrack.difference import Difference
+    from qtrack.explanation import Explanation
     from qtrack.ledger import Ledger
     from qtrack.recipe import Recipe
     from qtrack.reproduction import Made, Reproduction, Unproven
+    from qtrack.statistics import Scores
 
 log = logging.getLogger("qtrack")
 
@@ -176,6 +178,50 @@ def diff(first: str, second: str, *, tracking_uri: str | None = None) -> Differe
     ledger = Ledger.open(tracking_uri)
     pairs = paired_layers(ledger.layers(first), ledger.layers(second))
     return difference(ledger.recorded(first), ledger.recorded(second), pairs)
+
+
+def explain(
+    found: Difference,
+    task: Task | str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    monitor: Monitor = SILENT,
+) -> Explanation:
+    """Which difference moved the metric: both recipes, and each swap, executed on the task as it is now.
+
+    The task is that of the second run unless it is given; runs of two tasks need it. Nothing is recorded.
+    """
+    from qtrack.data import inspect_splits
+    from qtrack.engine import check_forward, execute, torch_threads
+    from qtrack.explanation import explained
+    from qtrack.ingredients import common_ingredients, recipe_ingredients
+    from qtrack.ledger import Ledger
+
+    ledger = Ledger.open(tracking_uri)
+    first, second = (ledger.recorded(side.run_id) for side in (found.first, found.second))
+    if task is None:
+        _check_one_task(ledger, found)
+    here = task_of(ledger, second.run_id, task)
+    splits = inspect_splits(here, monitor)
+    check_forward(here)
+    sizes = {name: split.samples for name, split in splits.items()}
+
+    def scores(title: str, recipe: Recipe, threads: int | None) -> Scores:
+        with torch_threads(threads):
+            shown = Titled(title, monitor)
+            return execute(here, recipe, monitor=shown, thorough=False, sizes=sizes).validation.scores
+
+    now = {**common_ingredients(here, splits), **recipe_ingredients(here, second.recipe)}
+    return explained(found, first, second, now, scores)
+
+
+def _check_one_task(ledger: Ledger, found: Difference) -> None:
+    first, second = ledger.strategies([found.first.run_id, found.second.run_id])
+    if first.experiment != second.experiment:
+        raise InputError(
+            f"{first.stage} is of the task {first.experiment!r}, {second.stage} of {second.experiment!r}: "
+            "say with --task which one executes both recipes"
+        )
 
 
 def task_of(ledger: Ledger, run: str, task: Task | str | None = None) -> Task:

@@ -35,3 +35,17 @@ class Silent:
 
 
 SILENT: Monitor = Silent()
+
+
+class Titled:
+    """Shows phases under a title, on another monitor."""
+
+    def __init__(self, title: str, monitor: Monitor) -> None:
+        self.title = title
+        self.monitor = monitor
+
+    def phase(self, name: str, total: int | None) -> AbstractContextManager[Advance]:
+        return self.monitor.phase(f"{self.title}: {name}", total)
+
+    def report(self, key: str, value: float, step: int) -> None:
+        self.monitor.report(key, value, step)

@@ -1,4 +1,4 @@
-"""What differs between two recorded runs."""
+"""What differs between two recorded runs, and which of it moved the metric."""
 
 import json
 from collections import OrderedDict
@@ -11,10 +11,11 @@ from recorded_tiny import PLANTED, artifact, batches_with, command, edited, one_
 
 import qtrack
 from qtrack import Ledger
-from qtrack.api import diff
+from qtrack.api import diff, explain
 from qtrack.campaign import run_plan
 from qtrack.difference import shift
-from qtrack.errors import RunNotFound
+from qtrack.errors import InputError, RunNotFound
+from qtrack.explanation import Skipped, recipe_swaps
 from qtrack.pipeline import Pipeline, plan_of
 from qtrack.recipe import Recipe
 from qtrack.report.difference import difference as table_of
@@ -82,6 +83,7 @@ def test_a_run_and_its_repetition_are_equal_in_one_line(runs):
     done = command("diff", runs["ptq"], again)
     assert done.exit_code == 0, done.output
     assert done.stdout == "ptq and recipe are equal in everything (200 validation samples)\n"
+    assert command("diff", runs["ptq"], runs["ptq"], "--explain").stdout.count("\n") == 1
     found = json.loads(command("diff", runs["ptq"], again, "--json").stdout)
     assert found["equal"] is True
     assert found["recipe"] == found["layers"] == found["flips"] == []
@@ -218,6 +220,11 @@ def test_runs_of_other_tasks_are_compared_by_the_layers_names(coarse):
     assert (types["head"], types["last"], types["stem"]) == (("int8", None), (None, "int8"), ("int8", "int8"))
     assert found.unpaired == "not comparable: one is accuracy, the other hits"
     assert found.shift is None
+    done = command("diff", coarse[0], after, "--explain")
+    assert done.exit_code == 2
+    assert "say with --task which one executes both recipes" in done.stderr
+    with pytest.raises(InputError, match="no change to explain"):
+        explain(found, tiny.Tiny())
 
 
 # samples and metric
@@ -313,10 +320,11 @@ def test_json_holds_the_whole_comparison(runs):
     assert found["equal"] is found["parameters_equal"] is False
     assert found["layers"][0].keys() == {"layer", "dtype", "own_sqnr_db", "own_sqnr_db_change", "parted"}
     assert found["shift"].keys() == {"change", "low", "high"}
+    assert "explanation" not in found
 
 
-@pytest.mark.parametrize("arguments", [(), ("ptq",), ("ptq", "qat", "float")])
-def test_it_takes_two_runs(arguments):
+@pytest.mark.parametrize("arguments", [(), ("ptq",), ("ptq", "qat", "float"), ("a", "b", "--task", "t.py:T")])
+def test_it_takes_two_runs_and_the_task_only_to_explain(arguments):
     assert command("diff", *arguments).exit_code == 2
 
 
@@ -334,3 +342,181 @@ def test_a_run_that_left_nothing_to_compare_is_one_line(runs):
         done = command("diff", runs["ptq"], runs["qat"])
     assert done.exit_code == 3
     assert "cannot be compared with" in done.stderr
+
+
+# which of it moved the metric
+
+
+def explained(before, after, **given):
+    return explain(diff(before, after), tiny.Tiny(), **given)
+
+
+def test_the_change_of_one_field_is_all_of_that_field(plain, monkeypatch):
+    (after,) = recorded(PTQ.having(default=COARSE | {"weight": {}}))
+    executions = counted(monkeypatch)
+    found = explained(plain, after)
+    (swap,) = found.swaps
+    assert swap.name == "default.activation"
+    assert found.share(swap.shift.change) == pytest.approx(1)
+    assert swap.shift.change == pytest.approx(found.recorded_change)
+    assert swap.shift.high < -0.05
+    assert found.interaction == 0
+    assert found.beyond == pytest.approx(0)
+    assert found.skipped == found.not_at_hand == found.drifted_since == ()
+    assert len(executions) == 2
+
+
+def counted(patch):
+    """The recipes that are executed from now on."""
+    seen, real = [], qtrack.engine.execute
+
+    def counting(task, recipe, *rest, **more):
+        seen.append(recipe)
+        return real(task, recipe, *rest, **more)
+
+    patch.setattr("qtrack.engine.execute", counting)
+    return seen
+
+
+def test_the_change_of_two_fields_is_both_and_what_they_do_together(coarse):
+    done = command("diff", *coarse, "--explain", "--json", "--task", "tiny_task.py:Mine")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["explanation"]
+    swaps = {swap["name"]: swap for swap in found["swaps"]}
+    assert list(swaps) == ["default.weight", "default.activation"]
+    for name, swap in swaps.items():
+        part = name.partition(".")[2]
+        recipe = PTQ.having(default={"mode": "static", part: COARSE[part]})
+        value = qtrack.execute(tiny.Tiny(), recipe, thorough=False).value
+        assert swap["value"] == value
+        assert swap["shift"]["change"] == pytest.approx(value - found["first"]["value"])
+        assert swap["shift"]["low"] <= swap["shift"]["change"] <= swap["shift"]["high"]
+        assert swap["share"] == pytest.approx(swap["shift"]["change"] / found["recorded_change"])
+    alone = sum(swap["shift"]["change"] for swap in swaps.values())
+    assert found["interaction"] == pytest.approx(found["recorded_change"] - alone)
+    assert abs(found["interaction"]) > 0.001
+    assert found["beyond"] == pytest.approx(0)
+
+
+def test_the_table_ends_with_what_is_left_and_the_sum(coarse):
+    done = command("diff", *coarse, "--explain", "--task", "tiny_task.py:Mine")
+    assert done.exit_code == 0, done.output
+    lines = flat(done.stdout)
+    assert lines[-1].startswith("recorded change ")
+    assert lines[-1].endswith(" 100")
+    assert lines[-2].startswith("not at hand 0.0 ")
+    assert lines[-3].startswith("interaction of the swaps ")
+    assert lines[-5].startswith("with default.weight ")
+
+
+def test_a_swap_that_is_no_recipe_is_left_out_and_said(plain):
+    weight = {"observer": "moving_average"}
+    qat = PTQ.having(training={"epochs": 1}, default={"mode": "static", "weight": weight})
+    found = explained(plain, *recorded(qat))
+    assert [swap.name for swap in found.swaps] == ["training"]
+    assert [skipped.name for skipped in found.skipped] == ["default.weight"]
+    assert "needs training" in found.skipped[0].reason
+
+
+def test_a_swap_that_the_task_refuses_is_left_out_and_said(plain):
+    found = diff(plain, *recorded(PTQ.having(seed=2).keeping_float("head")))
+    with pytest.MonkeyPatch.context() as patch:
+        real = qtrack.engine.execute
+
+        def picky(task, recipe, *rest, **more):
+            if recipe.seed == 2 and not recipe.overrides:
+                raise InputError("not with\nthis seed alone")
+            return real(task, recipe, *rest, **more)
+
+        patch.setattr("qtrack.engine.execute", picky)
+        said = explain(found, tiny.Tiny())
+    assert said.skipped == (Skipped("seed", "not with this seed alone"),)
+    assert [swap.name for swap in said.swaps] == ["overrides"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"engine": "onednn"}, ["engine"]),
+        ({"seed": 1, "calibration": {"samples": 8}}, ["seed", "calibration"]),
+        ({"default": "dynamic"}, ["default"]),
+        ({"default": {"mode": "static", "activation": {"bits": 7}}}, ["default.activation"]),
+        ({"training": {"epochs": 1}}, ["training"]),
+        ({"overrides": [{"layer": "head", "scheme": "float"}]}, ["overrides"]),
+    ],
+)
+def test_each_changed_part_of_a_recipe_is_swapped_alone(changes, names):
+    other = PTQ.having(**changes)
+    swaps = dict(recipe_swaps(PTQ, other))
+    assert list(swaps) == names
+    alone = [PTQ.having(**{name: changes[name]}) for name in names] if len(names) > 1 else [other]
+    assert list(swaps.values()) == alone
+    assert dict(recipe_swaps(PTQ, PTQ)) == {}
+
+
+def test_the_number_of_threads_is_swapped_and_set_as_recorded(plain, monkeypatch):
+    (after,) = recorded(PTQ, threads=2)
+    seen, real = [], tiny.Tiny.score
+    monkeypatch.setattr(tiny.Tiny, "score", lambda *a: (seen.append(torch.get_num_threads()), real(*a))[1])
+    found = explained(plain, after)
+    assert [swap.name for swap in found.swaps] == ["threads"]
+    assert {1, 2} <= set(seen)
+    assert torch.get_num_threads() == 1
+    assert found.not_at_hand == ()
+
+
+def test_data_of_before_is_not_at_hand_and_its_share_is_what_executions_do_not_show(seeds):
+    with pytest.MonkeyPatch.context() as patch:
+        batches_with(noisy, "validation")(patch)
+        (before,) = recorded(PTQ)
+    after = seeds[1]
+    found = explained(before, after)
+    (missing,) = found.not_at_hand
+    assert (missing.name, missing.now) == ("data.validation.content", missing.other)
+    assert [swap.name for swap in found.swaps] == ["seed"]
+    assert found.recorded_change > 0.1
+    assert found.beyond == pytest.approx(found.recorded_change - found.second.shift.change)
+    assert found.share(found.beyond) > 0.9
+    said = command("diff", before, after, "--explain", "--task", "tiny_task.py:Mine").stderr
+    assert "not at hand: data.validation.content, now as in recipe" in said
+
+
+def noisy(images, labels):
+    return images + 3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)), labels, 16
+
+
+def test_what_drifted_since_both_were_recorded_is_said(seeds, monkeypatch):
+    one_ulp(monkeypatch)
+    assert explained(*seeds).drifted_since == ("float_weights",)
+
+
+def test_without_a_change_there_are_no_shares(seeds):
+    found = explained(*seeds)
+    assert found.recorded_change == 0
+    assert found.to_dict()["swaps"][0]["share"] is None
+    done = command("diff", *seeds, "--explain", "--task", "tiny_task.py:Mine")
+    assert flat(done.stdout)[-1] == "recorded change 0.0 -"
+    assert "may be none at all" in done.stderr
+
+
+def test_the_recorded_task_is_found_where_none_is_given(runs):
+    done = command("diff", runs["ptq"], runs["qat"], "--explain")
+    assert done.exit_code == 0, done.output
+    assert "ptq with training of qat" in done.stderr
+
+
+def test_nothing_is_recorded_of_an_explanation(seeds):
+    kept = len(Ledger.open().finished("tiny"))
+    explained(*seeds)
+    assert len(Ledger.open().finished("tiny")) == kept
+
+
+def test_an_interrupt_ends_it(seeds, monkeypatch):
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qtrack.engine.execute", interrupted)
+    done = command("diff", *seeds, "--explain", "--task", "tiny_task.py:Mine")
+    assert done.exit_code == 130
+    assert done.stderr.endswith("qtrack: interrupted\n")

@@ -26,7 +26,7 @@ COMMANDS = {
     "run": "Run all stages of a pipeline file and record each.",
     "compare": "Put strategies side by side.",
     "layers": "Show the layers of a run, worst first; of two runs, what moved.",
-    "diff": "Say what differs between two runs.",
+    "diff": "Say what differs between two runs, and which of it moved the metric.",
     "reproduce": "Execute a run's recipe again: the same model, or what drifted.",
     "export": "Write the recipe of a run, ready to run again.",
     "sync": "Send to the store what earlier runs could not.",

@@ -1,4 +1,4 @@
-"""Two recorded stages as a table of what differs."""
+"""Two recorded stages as a table of what differs, and as a table of what each difference does alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qtrack.report.tables import Column, Table
 
 if TYPE_CHECKING:
     from qtrack.difference import Difference, Flip, Group, MovedLayer, Shift, Way
+    from qtrack.explanation import Execution, Explanation
 
 MOST = 10
 """Layers and classes that are listed."""
@@ -131,12 +132,61 @@ def _signed(text: str) -> str:
 
 
 def _notes(found: Difference) -> Iterator[str]:
-    first, second = found.titles
     if len(found.layers) > MOST:
-        yield f"{len(found.layers) - MOST} more layers; qtrack layers {first} {second} shows all"
+        runs = f"{found.first.run_id[:8]} {found.second.run_id[:8]}"
+        yield f"{len(found.layers) - MOST} more layers; qtrack layers {runs} shows all"
     if any(flip.way == "other" for flip in found.flips):
         yield "other: another class with the same score"
     if len(found.by_class()) > MOST:
         yield f"{len(found.by_class()) - MOST} more classes; --json has all"
     if found.shift is not None:
         yield f"{found.second.metric}: with the 95% interval over the same {found.first.samples:,} samples"
+
+
+def explanation(found: Explanation, metric: str, samples: int) -> Table:
+    """Each swap with its share of the recorded change, what they do not explain, and the sum."""
+    scale = Scale.of((found.first.value, found.second.value), samples)
+    columns = (
+        Column("executed now", "left"),
+        Column(f"{metric}\n{scale.unit}"),
+        Column(f"change [95%]\n{scale.difference_unit}", "left"),
+        Column("share\n%"),
+    )
+    rows = (
+        (found.first.name, scale.text(found.first.value), "", ""),
+        _executed(found.second, found.second.name, scale, found),
+        *(_executed(swap, f"with {swap.name}", scale, found) for swap in found.swaps),
+        _remainder("interaction of the swaps", found.interaction, scale, found),
+        _remainder("not at hand", found.beyond, scale, found),
+        _remainder("recorded change", found.recorded_change, scale, found),
+    )
+    return Table(columns, rows, tuple(_remarks(found)), marked=frozenset([len(rows) - 1]))
+
+
+def _executed(one: Execution, name: str, scale: Scale, found: Explanation) -> tuple[str, str, str, str]:
+    return name, scale.text(one.value), _shift(one.shift, scale), _percent(one.shift.change, found)
+
+
+def _remainder(name: str, change: float, scale: Scale, found: Explanation) -> tuple[str, str, str, str]:
+    return name, "", _signed(scale.text(change)), _percent(change, found)
+
+
+def _percent(change: float, found: Explanation) -> str:
+    share = found.share(change)
+    return NONE if share is None else number(100 * share)
+
+
+def _remarks(found: Explanation) -> Iterator[str]:
+    for skipped in found.skipped:
+        yield f"not swapped alone, and so part of the interaction: {skipped.name}: {skipped.reason}"
+    for one in found.not_at_hand:
+        sides = [name for name, value in _sides(found, one.was, one.other) if value == one.now]
+        yield f"not at hand: {one.name}, now as in {sides[0] if sides else 'neither'}"
+    if found.second.shift.low <= 0 <= found.second.shift.high:
+        yield "the change between both executions may be none at all: shares say little"
+    if found.drifted_since:
+        yield f"drifted since both were recorded: {', '.join(found.drifted_since)}"
+
+
+def _sides(found: Explanation, was: str, other: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (found.first.name, was), (found.second.name, other)

@@ -97,7 +97,6 @@ class Difference:
     behaviour_equal: bool
     layers: tuple[MovedLayer, ...]
     """Those whose type changed first, then by the change of their own SQNR."""
-    compared_layers: int
     unpaired: str
     """Why samples and metric cannot be compared; empty where they can."""
     flips: tuple[Flip, ...]
@@ -166,7 +165,6 @@ def difference(first: Recorded, second: Recorded, pairs: Sequence[Mapping[str, A
         parameters_equal=_same_parameters(first, second),
         behaviour_equal=was.behaviour == now.behaviour,
         layers=tuple(_moved(first, second, pairs)),
-        compared_layers=len(pairs),
         unpaired=unpaired,
         flips=() if unpaired else tuple(_flips(first, second)),
         shift=None if unpaired else shift(was.scores, now.scores),

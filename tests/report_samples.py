@@ -5,9 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from qtrack.difference import Difference, Flip, Group, MovedLayer, Shift, Side
+from qtrack.explanation import Execution, Explanation, NotAtHand, Skipped
+from qtrack.ingredients import Drift
 from qtrack.ledger import Strategy
 from qtrack.outcome import Bars, Cost, Evaluation, LayerHistograms, LayerRow, Outcome
 from qtrack.recipe import Recipe
+from qtrack.recipe_diff import Changed
 
 BLANK = {field.name: None for field in fields(Strategy)}
 
@@ -112,3 +116,50 @@ def result(name="ptq", **changes):
     full["histograms"] = {"blocks.0.depthwise": histograms(0), "blocks.0.add": histograms(1, weights=False)}
     baseline = outcome(recipe=Recipe().with_mode("float"), validation=evaluation(labels, labels))
     return SimpleNamespace(name=name, outcome=outcome(**{**full, **changes}), baseline=baseline)
+
+
+DIFFERENCE = Difference(
+    first=Side("1" * 32, "ptq", "accuracy", 0.9, 200),
+    second=Side("2" * 32, "per_channel", "accuracy", 0.93, 200),
+    recipe=(
+        Changed("default.weight.granularity", "per_tensor", "per_channel"),
+        Changed("training.epochs", None, "4"),
+    ),
+    ingredients={
+        "data": Group((Drift("data.calibration.content", "a" * 64, "b" * 64),), ("data.test.order",), ()),
+        "weights": Group((), ("float_weights",), ()),
+        "code": Group((), (), ()),
+        "environment": Group((Drift("threads", "1", "2"),), (), ("version.torch", "cpu.model")),
+    },
+    parameters_equal=False,
+    behaviour_equal=False,
+    layers=(
+        MovedLayer("head", ("int8", "float32"), (20.0, None), None, True),
+        MovedLayer("block.0", ("int8", "int8"), (10.0, 14.25), 4.25, True),
+        MovedLayer("block.1", ("int8", "int8"), (30.0, 30.01), 0.01, True),
+        *(MovedLayer(f"block.{i}", ("int8", "int8"), (30.0, 29.0), -1.0, False) for i in range(2, 11)),
+    ),
+    unpaired="",
+    flips=(
+        *(Flip(i, 3, "better", (1, 3), (0.0, 1.0)) for i in range(0, 14, 2)),
+        Flip(17, 2, "worse", (2, 0), (1.0, 0.0)),
+        Flip(21, 3, "other", (0, 1), (0.0, 0.0)),
+    ),
+    shift=Shift(0.03, 0.001, 0.059),
+)
+
+EXPLANATION = Explanation(
+    first=Execution("ptq", 0.9, Shift(0.0, -0.01, 0.01)),
+    second=Execution("per_channel", 0.92, Shift(0.02, -0.001, 0.041)),
+    swaps=(
+        Execution("default.weight", 0.935, Shift(0.035, 0.002, 0.068)),
+        Execution("threads", 0.9, Shift(0.0, -0.01, 0.01)),
+    ),
+    skipped=(Skipped("training", "the task has no training()"),),
+    not_at_hand=(
+        NotAtHand("data.calibration.content", "a", "b", "b"),
+        NotAtHand("source.task", "a", "b", "c"),
+    ),
+    drifted_since=("version.torch",),
+    recorded_change=0.03,
+)

@@ -5,11 +5,25 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import BROKEN, FLOAT, LAYERS, PER_CHANNEL, PTQ, QAT, REPAIRED, STRATEGIES, row, strategy
+from report_samples import (
+    BROKEN,
+    DIFFERENCE,
+    EXPLANATION,
+    FLOAT,
+    LAYERS,
+    PER_CHANNEL,
+    PTQ,
+    QAT,
+    REPAIRED,
+    STRATEGIES,
+    row,
+    strategy,
+)
 
 from qtrack.cli.render import drawn
 from qtrack.report import cells
 from qtrack.report.cells import Scale
+from qtrack.report.difference import difference, explanation
 from qtrack.report.sources import main_sources, worst_first
 from qtrack.report.tables import comparison, layers, moved, paired_layers
 
@@ -37,6 +51,14 @@ def test_the_layer_table_looks_as_it_did():
 
 def test_what_moved_between_two_runs_looks_as_it_did():
     same_as_golden("moved.txt", moved(paired_layers(ROWS, REPAIRED_ROWS), ("ptq", "per_channel")))
+
+
+def test_what_differs_between_two_runs_looks_as_it_did():
+    same_as_golden("difference.txt", difference(DIFFERENCE))
+
+
+def test_what_each_difference_does_alone_looks_as_it_did():
+    same_as_golden("explanation.txt", explanation(EXPLANATION, "accuracy", 200))
 
 
 def test_the_comparison_fits_100_columns():

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qtrack.ingredients import NONE, Drift, drifted
+from qtrack.ingredients import Drift, drifted
 from qtrack.recipe import Recipe
 from qtrack.recipe_diff import Changed, changed_fields
 from qtrack.reproduction import Recorded, differing_samples, parted_layers
+from qtrack.sources import NONE
 from qtrack.statistics import Scores, paired_drop
 
 MOVED_DB = 0.05

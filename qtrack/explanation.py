@@ -23,10 +23,11 @@ from pydantic import ValidationError
 
 from qtrack.difference import Difference, Shift, shift
 from qtrack.errors import InputError, QtrackError
-from qtrack.ingredients import NONE, drifted
+from qtrack.ingredients import drifted
 from qtrack.reading import faults_of
 from qtrack.recipe import Recipe
 from qtrack.reproduction import Recorded
+from qtrack.sources import NONE
 from qtrack.statistics import Scores
 
 RECIPE_PARTS = ("backend", "engine", "seed", "default", "overrides", "calibration", "training")

@@ -51,8 +51,14 @@ class Memory:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def answered(self, question: str | None) -> Known | None:
-        """The finished stage that was asked the same."""
-        return self._known(question=question) if question else None
+        """The finished stage that was asked the same, and whose execution would be the same now.
+
+        Training data are no part of the question, because only recipes that train have them read.
+        """
+        known = self._known(question=question) if question else None
+        if known is None or known.execution != execution_key(self.ingredients(known.outcome.recipe)):
+            return None
+        return known
 
     def executed(self, recipe: Recipe) -> Known | None:
         """The finished stage that executed this recipe on the same ingredients."""

@@ -36,6 +36,8 @@ class Known:
     run_id: str
     stage: str
     campaign: str
+    execution: str
+    """Its ``execution_key``."""
     outcome: Outcome
     cost: Cost
     """Of the stage with its search."""

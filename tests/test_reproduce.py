@@ -292,7 +292,7 @@ def test_of_several_recorded_stages_with_the_recipe_the_latest_finished_counts(a
     write_task(alone)
     pipeline = {**PIPELINE, "stages": [{"recipe": {"name": "first"}}, {"recipe": {"name": "second"}}]}
     (alone / "tiny.yaml").write_text(yaml.safe_dump(pipeline))
-    first, second = (result.name for result in qtrack.run("tiny.yaml"))
+    first, second = (result.name for result in qtrack.run("tiny.yaml", fresh=True))
     latest = Ledger.open().strategies([second])[0].run_id
     assert json.loads(command("reproduce", *exported(first), "--json").stdout)["run_id"] == latest
     MlflowClient(Ledger.open().uri).set_terminated(latest, "FAILED")

@@ -178,6 +178,13 @@ def _nudged(self, made=tiny.Tiny.model):
     return net
 
 
+def test_other_training_data_train_again(executed, monkeypatch):
+    stages = ["float", {"qat": {"epochs": 1}}]
+    run(stages)
+    monkeypatch.setattr(tiny.Tiny, "training", lambda self: tiny.batches(128, 7))
+    assert [bool(result.known) for result in run(stages)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [

@@ -105,8 +105,10 @@ class Ledger:
                 kept = read_outcome(folder, build)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise _corrupt(run, "the record", error) from error
-        tags = run.data.tags
-        return Known(run.info.run_id, tags[Tag.STAGE], tags[Tag.CAMPAIGN], kept.outcome, kept.cost)
+        stage, campaign, key = (
+            run.data.tags.get(tag, "") for tag in (Tag.STAGE, Tag.CAMPAIGN, Tag.EXECUTION)
+        )
+        return Known(run.info.run_id, stage, campaign, key, kept.outcome, kept.cost)
 
     def sync(self) -> list[Recovered]:
         """Send what earlier processes could not, in order and each value once."""

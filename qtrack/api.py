@@ -14,7 +14,7 @@ from qtrack.monitor import SILENT, Monitor, Titled
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
 from qtrack.scratch import Scratch
-from qtrack.task import Task, load_task, located
+from qtrack.task import Task, load_recorded_task, load_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -230,10 +230,7 @@ def task_of(ledger: Ledger, run: str, task: Task | str | None = None) -> Task:
         return task
     if task is not None:
         return load_task(task)
-    source, _, name = ledger.pipeline(run).task.rpartition(":")
-    if source.endswith(".py"):
-        source = str(located(source) or source)
-    return load_task(f"{source}:{name}")
+    return load_recorded_task(ledger.pipeline(run).task)
 
 
 def open_ledger(tracking_uri: str | None = None) -> Ledger:

@@ -95,6 +95,14 @@ def load_task(reference: str, folder: Path | None = None) -> Task:
     return _instance(getattr_of(load_module(source, folder, "task"), name, f"task {reference!r}"), reference)
 
 
+def load_recorded_task(reference: str) -> Task:
+    """The task of a record: its file is looked for in this folder and one level below it."""
+    source, _, name = reference.rpartition(":")
+    if source.endswith(".py"):
+        source = str(located(source) or source)
+    return load_task(f"{source}:{name}")
+
+
 def located(source: str) -> Path | None:
     """The file of a recorded task: in this folder, or the only one of that name one level below it."""
     found = [Path(source)] if Path(source).is_file() else sorted(Path().glob(f"*/{source}"))

@@ -32,25 +32,55 @@ log = logging.getLogger("qtrack")
 STATE, EXAMPLE, RECIPE = "state_dict.pt", "example.pt", "recipe.yaml"
 
 
-def save(task: Task, outcome: Outcome, folder: Path) -> str:
-    """Write the model into a new folder; returns ``saved``, or ``not saved: REASON`` and leaves no folder."""
+def save(task: Task, outcome: Outcome, folder: Path, reference: str = "", run_id: str = "") -> str:
+    """Write the model into a new folder; returns ``saved``, or ``not saved: REASON`` and leaves no folder.
+
+    It is an MLflow model as well, of this run and with the task found by ``reference``, where it has inputs
+    and outputs that MLflow knows.
+    """
     try:
         _write(outcome, folder)
-        _compare(task, outcome, folder)
+        output = _compared(task, outcome, folder)
     except Exception as error:  # whatever a model of the user's may do; the stage's other results stay
         shutil.rmtree(folder, ignore_errors=True)
         reason = (mask_secrets(str(error)).strip().splitlines() or [type(error).__name__])[0][:250]
         log.warning("the model is not saved: %s", reason)
         return f"not saved: {reason}"
+    _describe(folder, outcome, output, reference, run_id)
     return "saved"
+
+
+def _describe(folder: Path, outcome: Outcome, output: Any, reference: str, run_id: str) -> None:
+    """For others than qtrack; without it the model is saved all the same."""
+    from qtrack.ledger.mlmodel import describe
+
+    try:
+        describe(folder, outcome, output, reference, run_id)
+    except Exception as error:  # whatever a model of the user's may take and give
+        log.info("the saved model is no MLflow model: %s", _reason(error))
 
 
 def load(task: Task, folder: Path) -> nn.Module:
     """The model in a folder, on the CPU, in the structure that its recipe and the task give."""
     from qtrack.engine import rebuild
 
-    recipe = recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), str(folder / RECIPE))
-    return rebuild(task, recipe, _load(folder / STATE))
+    return rebuild(task, recipe_of(folder), _load(folder / STATE))
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe in a folder."""
+    return recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)
+
+
+def example_of(folder: Path) -> Inputs:
+    """The inputs in a folder; raises StoreError where they are none."""
+    try:
+        example = _load(folder / EXAMPLE)
+    except Exception as error:  # whatever the file holds
+        raise StoreError(f"the saved model is corrupt: {_reason(error)}") from error
+    if not isinstance(example, tuple | dict) or not example:
+        raise StoreError(f"the saved model is corrupt: {EXAMPLE} holds no inputs")
+    return example
 
 
 def load_checked(task: Task, folder: Path, fingerprint: Mapping[str, Any]) -> nn.Module:
@@ -58,9 +88,8 @@ def load_checked(task: Task, folder: Path, fingerprint: Mapping[str, Any]) -> nn
     from qtrack.engine.digests import digest_of
 
     try:
-        recipe = recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)
         same = (
-            recipe.digest == fingerprint.get("recipe"),
+            recipe_of(folder).digest == fingerprint.get("recipe"),
             digest_of(_load(folder / STATE)) == fingerprint.get("parameters"),
         )
     except Exception as error:  # whatever the files hold
@@ -93,7 +122,9 @@ def _write(outcome: Outcome, folder: Path) -> None:
 
 def _load(path: Path) -> Any:
     """Tensors and plain data only: nothing that would run code when it is read."""
-    with warnings.catch_warnings():
+    from qtrack.backends.torch_ao import quiet
+
+    with quiet():
         # torch's own, for quantized tensors
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         try:
@@ -105,17 +136,19 @@ def _load(path: Path) -> Any:
             ) from cause
 
 
-def _compare(task: Task, outcome: Outcome, folder: Path) -> None:
-    """Raise ValueError unless the model on disk does what the one in memory does, bit for bit."""
+def _compared(task: Task, outcome: Outcome, folder: Path) -> Any:
+    """The output for the example; raises ValueError unless the model on disk gives it bit for bit."""
     example = _load(folder / EXAMPLE)
-    with _engine_of(outcome.recipe), torch.no_grad():
-        expected = _run(outcome.model, outcome.example)
-        found = _run(load(task, folder), example)
+    with engine_of(outcome.recipe), torch.no_grad():
+        expected = run(outcome.model, outcome.example)
+        found = run(load(task, folder), example)
     if not _same(expected, found):
         raise ValueError("read back, it gives other outputs than the model in memory")
+    return expected
 
 
-def _engine_of(recipe: Recipe) -> Any:
+def engine_of(recipe: Recipe) -> Any:
+    """Work with the recipe's engine."""
     if recipe.engine is None:
         return nullcontext()
     from qtrack.backends.torch_ao import using_engine
@@ -123,7 +156,8 @@ def _engine_of(recipe: Recipe) -> Any:
     return using_engine(recipe.engine)
 
 
-def _run(model: nn.Module, example: Inputs) -> Any:
+def run(model: nn.Module, example: Inputs) -> Any:
+    """The model's output for these inputs."""
     if model.training:
         model.eval()
     return model(**example) if isinstance(example, dict) else model(*example)

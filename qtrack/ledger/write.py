@@ -215,7 +215,8 @@ class StageWriter:
             tables = write_results(folder, result, self.campaign.setting, self.campaign.fingerprint)
             write_outcome(folder, outcome, result.baseline)
             self._draw(folder, result)
-            saved = models.save(self.campaign.setting.plan.task, outcome, folder / File.MODEL)
+            plan = self.campaign.setting.plan
+            saved = models.save(plan.task, outcome, folder / File.MODEL, plan.pipeline.task, self.run.id)
         self.campaign.lines.note(f"model {saved}")
         self.run.log(
             tags={

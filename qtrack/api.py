@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qtrack.difference import Difference
+    from qtrack.engine.exporting import Exported
     from qtrack.explanation import Explanation
     from qtrack.ledger import Ledger
     from qtrack.recipe import Recipe
@@ -61,6 +62,21 @@ def load(run: str, task: Task | str | None = None, tracking_uri: str | None = No
 
     ledger = Ledger.open(tracking_uri)
     return ledger.model(run, task_of(ledger, run, task))
+
+
+def export_model(
+    run: str, path: Path | str, task: Task | str | None = None, *, tracking_uri: str | None = None
+) -> Exported:
+    """Write the model that a run recorded as a ``.pt2`` file, which needs neither task nor qtrack.
+
+    Raises what ``load`` raises, and BackendError where torch cannot export the model.
+    """
+    from qtrack.engine.exporting import export_model
+    from qtrack.ledger import Ledger
+
+    ledger = Ledger.open(tracking_uri)
+    found = task_of(ledger, run, task)
+    return export_model(found, ledger.recipe(run), ledger.model(run, found), Path(path))
 
 
 def reproduce(

@@ -70,3 +70,6 @@ class Backend(Protocol):
 
     def reference(self, prepared: Prepared) -> nn.Module:
         """The unlowered model that emulates the integer arithmetic in float."""
+
+    def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
+        """The same with the scales and parameters of a recorded model, in operators that torch exports."""

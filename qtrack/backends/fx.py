@@ -28,6 +28,7 @@ from torch.fx import GraphModule
 
 from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.fx_pairing import UserModule, pair_graphs, qparams_of, user_modules
+from qtrack.backends.fx_reference import recorded_reference, take_parameters
 from qtrack.backends.fx_tracing import explain, untraceable
 from qtrack.backends.torch_ao import dynamic_qconfig, quiet, static_qconfig
 from qtrack.backends.weights import store_small
@@ -102,9 +103,7 @@ class FxBackend:
         except Exception as cause:  # kernels refuse what they cannot pack
             raise BackendError(f"torch.ao could not convert the model: {_first_line(cause)}") from cause
         details: _Details = prepared.details
-        for name, scheme in details.schemes.items():
-            if isinstance(scheme, WeightOnly | Float16):
-                store_small(_weighted(converted.get_submodule(name)), scheme)
+        _store_small(converted, details)
         pair = pair_graphs(reference, converted, details.modules, example)
         floats = tuple(s.layer for s in pair.sites if not s.quantized and _holds_weights(converted, s.layer))
         return Quantized(converted, pair, qparams_of(converted), floats, _stays_float(floats, details))
@@ -112,6 +111,25 @@ class FxBackend:
     def reference(self, prepared: Prepared) -> nn.Module:
         with quiet():
             reference: nn.Module = convert_to_reference_fx(_copy(prepared.model).eval())
+        return reference
+
+    def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
+        details: _Details = prepared.details
+        dynamic = [name for name, scheme in details.schemes.items() if isinstance(scheme, Dynamic)]
+        if dynamic:
+            raise BackendError(f"torch does not export layers in dynamic mode: {_some(dynamic)}")
+        assert isinstance(prepared.model, GraphModule)
+        try:
+            with quiet():
+                reference = recorded_reference(prepared.model, recorded)
+                _store_small(reference, details)
+                take_parameters(reference, recorded)
+        except BackendError:
+            raise
+        except Exception as cause:  # torch.ao has no reference for all that it has kernels for
+            raise BackendError(
+                f"torch.ao has no reference form of the model: {_first_line(cause)}"
+            ) from cause
         return reference
 
     def _float_reference(self, prepared: Prepared) -> GraphModule:
@@ -122,6 +140,12 @@ class FxBackend:
                 module.disable_fake_quant()
                 module.disable_observer()
         return reference
+
+
+def _store_small(model: nn.Module, details: _Details) -> None:
+    for name, scheme in details.schemes.items():
+        if isinstance(scheme, WeightOnly | Float16):
+            store_small(_weighted(model.get_submodule(name)), scheme)
 
 
 def _copy(model: nn.Module) -> GraphModule:

@@ -1,8 +1,9 @@
-"""``qtrack export``: the recipe of a run, in a pipeline file that runs."""
+"""``qtrack export``: the recipe of a run, in a pipeline file that runs; or its model."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from qtrack.cli.options import debug, tracking_uri
 from qtrack.task import located
 
 if TYPE_CHECKING:
+    from qtrack.engine.exporting import Exported
     from qtrack.ledger import Ledger
     from qtrack.recipe import Recipe
 
@@ -23,14 +25,25 @@ STDOUT = "-"
 @click.command()
 @click.argument("run")
 @click.option(
-    "-o", "--output", default=STDOUT, metavar="FILE", help="Where to write; - is stdout, the default."
+    "-o", "--output", metavar="FILE", help="Where to write; - is stdout, the default without --model."
 )
+@click.option("--model", type=click.Path(path_type=Path), metavar="FILE.pt2", help="Write the model itself.")
 @click.option("--task", metavar="TASK", help="The task to name, instead of the one recorded.")
 @click.option("--recipe-only", is_flag=True, help="Write the recipe alone.")
 @tracking_uri
 @debug
-def export(run: str, output: str, task: str | None, recipe_only: bool, tracking_uri: str | None) -> None:
+def export(
+    run: str,
+    output: str | None,
+    model: Path | None,
+    task: str | None,
+    recipe_only: bool,
+    tracking_uri: str | None,
+) -> None:
     """Write the recipe of a run as a pipeline file; to run that gives the same model again.
+
+    With --model, write the model as torch exports it, for any batch size. One whose layers are static is
+    written in its reference form: the recorded integers and scales, the arithmetic between them in float.
 
     RUN is a run id or a unique beginning of one, CAMPAIGN/STAGE, or a stage of the latest campaign. A task
     that is named by its file is looked for beside the output, in this folder, and one level below it.
@@ -39,7 +52,40 @@ def export(run: str, output: str, task: str | None, recipe_only: bool, tracking_
     Examples:
       qtrack export fallback -o best.yaml && qtrack run best.yaml
       qtrack export fallback --recipe-only
+      qtrack export fallback --model best.pt2
     """
+    if model is not None:
+        _export_model(run, model, task, tracking_uri)
+    if output is not None or model is None:
+        _export_recipe(run, output or STDOUT, task, recipe_only, tracking_uri)
+
+
+def _export_model(run: str, path: Path, task: str | None, tracking_uri: str | None) -> None:
+    from qtrack import api
+    from qtrack.cli.render import remark
+
+    remark(_told(path, api.export_model(run, path, task, tracking_uri=tracking_uri)))
+
+
+def _told(path: Path, exported: Exported) -> Iterator[str]:
+    """What the file holds, and what its outputs are worth."""
+    if exported.form == "reference":
+        yield f"wrote {path}: recorded integers and scales, the arithmetic in float; no integer kernels"
+        yield f"to load it: import torch.ao.quantization.fx._decomposed; torch.export.load({path.name!r})"
+    else:
+        yield f"wrote {path}: the recorded model; to load it: torch.export.load({path.name!r})"
+    outputs = f"its outputs on {exported.samples} samples"
+    if exported.bit_identical:
+        yield f"{outputs} are the recorded model's, bit for bit"
+        return
+    yield f"{outputs} differ from the recorded model's by at most {exported.max_abs_difference:.3g}"
+    if exported.equal_predictions is not None:
+        yield f"{exported.equal_predictions:.1%} of their predictions are equal"
+
+
+def _export_recipe(
+    run: str, output: str, task: str | None, recipe_only: bool, tracking_uri: str | None
+) -> None:
     from qtrack.ledger import Ledger
     from qtrack.recipe import recipe_to_yaml
 

@@ -1,0 +1,152 @@
+"""A recorded model as a ``.pt2`` file, which runs without qtrack, task or recipe.
+
+The kernels' packed weights do not export. A static model is therefore written in its reference form: the
+recorded integers and scales, with the arithmetic between them in float. How far its outputs are from those of
+the kernels is measured, because it is not zero.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from qtrack.backends import load_backend
+from qtrack.backends.torch_ao import using_engine
+from qtrack.data import size_of
+from qtrack.engine.evaluation import call
+from qtrack.engine.execution import _first_batch, settled
+from qtrack.errors import BackendError, InputError
+from qtrack.recipe import Recipe
+from qtrack.task import Batch, Inputs, Task
+
+ENDING = ".pt2"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far its outputs are from the recorded model's on an example."""
+
+    form: Literal["model", "reference"]
+    """reference: the integer arithmetic in float, without the integer kernels."""
+    bit_identical: bool
+    max_abs_difference: float
+    equal_predictions: float | None
+    """Share of the samples; None where the task has no predictions."""
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+
+def export_model(task: Task, recipe: Recipe, model: nn.Module, path: Path) -> Exported:
+    """Write a recorded model for any batch size; it counts once read back and equal, bit for bit.
+
+    Raises BackendError where torch cannot export it, and InputError where the file cannot be written.
+    """
+    if path.suffix != ENDING:
+        raise InputError(f"{path}: the name of an exported model must end in {ENDING}")
+    recipe = settled(recipe)
+    assert recipe.engine
+    batch = _first_batch(task)
+    inputs = task.inputs(batch)
+    with using_engine(recipe.engine), torch.no_grad(), _quiet():
+        static = any(scheme.mode == "static" for scheme in recipe.schemes())
+        written = _reference(task, recipe, model, inputs) if static else model
+        expected = call(written.eval(), inputs, "the model refuses its example")
+        with _replacing(path) as file:
+            torch.export.save(_program(written, inputs), file)
+            loaded = torch.export.load(file).module()
+            if not _equal(expected, call(loaded, inputs, "the exported model refuses the example")):
+                raise BackendError("the exported model, read back, gives other outputs than before")
+        recorded = call(model.eval(), inputs, "the model refuses its example")
+        return _compared(task, batch, recorded, expected, "reference" if static else "model")
+
+
+def _reference(task: Task, recipe: Recipe, model: nn.Module, inputs: Inputs) -> nn.Module:
+    backend = load_backend(recipe.backend)
+    prepared = backend.prepare(task.model().eval(), recipe, inputs)
+    call(prepared.model.eval(), inputs, "the prepared model refuses its example")
+    return backend.reference_of(prepared, model)
+
+
+def _program(model: nn.Module, inputs: Inputs) -> Any:
+    """The exported program, its batch dimension free."""
+    inputs = _at_least_two(inputs)
+    batch, size = torch.export.Dim("batch"), size_of(inputs)
+    free = tree_map(lambda leaf: {0: batch} if _batched(leaf, size) else None, inputs)
+    positional, named = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
+    try:
+        return torch.export.export(model, positional, named, dynamic_shapes=free, strict=False)
+    except Exception as cause:  # torch.export raises whatever the model's code led to
+        raise BackendError(f"torch does not export the model: {_reason(cause)}") from cause
+
+
+def _at_least_two(inputs: Inputs) -> Inputs:
+    """Of a batch of one torch would take the size for a constant."""
+    size = size_of(inputs)
+    if size > 1:
+        return inputs
+    doubled: Inputs = tree_map(lambda leaf: torch.cat([leaf, leaf]) if _batched(leaf, size) else leaf, inputs)
+    return doubled
+
+
+def _batched(leaf: Any, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+
+
+def _reason(cause: Exception) -> str:
+    text = str(cause)
+    if "__obj_flatten__" in text:
+        return "it has packed weights, as layers in dynamic mode have them"
+    return (text.strip().splitlines() or [type(cause).__name__])[0][:300]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside it that takes the path's place at the end, if all goes well."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".qtrack-", dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            yield file
+            os.replace(file, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what torch.export says of its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _equal(first: Any, second: Any) -> bool:
+    pairs = zip(tree_flatten(first)[0], tree_flatten(second)[0], strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def _compared(
+    task: Task, batch: Batch, recorded: Any, written: Any, form: Literal["model", "reference"]
+) -> Exported:
+    leaves = zip(tree_flatten(recorded)[0], tree_flatten(written)[0], strict=True)
+    apart = [float((a - b).abs().max()) for a, b in leaves if isinstance(a, Tensor) and a.is_floating_point()]
+    was, now = task.predictions(recorded, batch), task.predictions(written, batch)
+    return Exported(
+        form=form,
+        bit_identical=_equal(recorded, written),
+        max_abs_difference=max(apart, default=0.0),
+        equal_predictions=None if was is None or now is None else float((was == now).double().mean()),
+        samples=size_of(batch),
+    )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qtrack.engine.exporting import Exported
     from qtrack.explanation import Explanation
     from qtrack.ledger import Ledger
+    from qtrack.ledger.registry import Promotion
     from qtrack.recipe import Recipe
     from qtrack.reproduction import Made, Reproduction, Unproven
     from qtrack.statistics import Scores
@@ -77,6 +78,17 @@ def export_model(
     ledger = Ledger.open(tracking_uri)
     found = task_of(ledger, run, task)
     return export_model(found, ledger.recipe(run), ledger.model(run, found), Path(path))
+
+
+def promote(run: str, name: str, alias: str = "champion", *, tracking_uri: str | None = None) -> Promotion:
+    """Put an alias of a model in MLflow's registry on the model of a run; both are made where there is none.
+
+    Raises RunNotFound, InputError on a name that MLflow cannot hold, and StoreError where the run has not
+    finished or has no saved model.
+    """
+    from qtrack.ledger import Ledger
+
+    return Ledger.open(tracking_uri).promote(run, name, alias)
 
 
 def reproduce(

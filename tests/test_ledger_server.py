@@ -119,3 +119,11 @@ def test_the_ui_of_a_server_can_show_an_artifact(server):
     row = ledger.strategies()[0]
     query = f"{server}/get-artifact?run_id={row.run_id}&path=layers.json"
     assert json.load(urllib.request.urlopen(query))["columns"][:2] == ["layer", "own_sqnr_db"]
+
+
+def test_a_model_is_promoted_on_a_server(server):
+    ledger = Ledger.open(server)
+    record(ledger)
+    promoted = ledger.promote("ptq", "lines", "champion")
+    assert (promoted.version, promoted.created) == (1, True)
+    assert ledger.promote("models:/lines@champion", "lines", "champion").created is False

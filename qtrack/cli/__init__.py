@@ -29,6 +29,7 @@ COMMANDS = {
     "diff": "Say what differs between two runs, and which of it moved the metric.",
     "reproduce": "Execute a run's recipe again: the same model, or what drifted.",
     "export": "Write the recipe of a run, ready to run again.",
+    "promote": "Make the model of a run a version in MLflow's registry.",
     "sync": "Send to the store what earlier runs could not.",
     "repair": "End runs whose process is gone.",
     "ui": "Start the MLflow UI, with links to the pages that compare.",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
-from qtrack.ledger import models
+from qtrack.ledger import models, registry
 from qtrack.ledger.files import in_schema_order, read_table
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from torch import nn
 
+    from qtrack.ledger.registry import Promotion
     from qtrack.ledger.write import Figures
     from qtrack.pipeline import Pipeline
     from qtrack.records import Setting
@@ -210,6 +211,13 @@ class Ledger:
                 return models.load_checked(task, folder, fingerprint)
             except StoreError as error:
                 raise StoreError(f"the run {_shown(run)}: {error}") from error
+
+    def promote(self, reference: str, name: str, alias: str) -> Promotion:
+        """Put an alias of a registered model on a run's model."""
+        registry.check_names(name, alias)
+        run = self._run(reference)
+        strategy = strategy_of(run, self._experiments()[run.info.experiment_id])
+        return registry.promote(self._store, run, strategy, name, alias)
 
     def reproduction(self, recorded: Recorded) -> AbstractContextManager[ReproductionWriter]:
         """Open the record of a stage's second execution."""

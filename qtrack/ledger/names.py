@@ -67,6 +67,10 @@ class Tag:
     CONFIDENCE = "qtrack.confidence"
     SAMPLES = "qtrack.samples"
     """Validation samples behind the drop and its interval."""
+    EXPERIMENT = "qtrack.experiment"
+    """Of a registered model's version, which has no run's place in an experiment."""
+    VALUE = "qtrack.value"
+    """Of a registered model's version: the metric, where runs have it as one."""
 
 
 class Shown:

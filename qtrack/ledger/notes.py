@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qtrack.ledger.names import TARGET_MET
 
 if TYPE_CHECKING:
+    from qtrack.ledger.strategy import Strategy
     from qtrack.records import StageResult
 
 _TARGET = {
@@ -41,6 +42,19 @@ def campaign_note(campaign: str, results: Sequence[StageResult]) -> str:
         for result in results
     ]
     return "\n".join(["| stage | result | target met |", "|---|---|---|", *rows, "", _compare(campaign)])
+
+
+def version_note(strategy: Strategy) -> str:
+    """A registered model's version: which stage it is, what it came to, and how it is proven again."""
+    what = f"**{_cell(strategy.stage)}** of {_code(strategy.campaign or 'no campaign')}"
+    lines = [f"{what} (experiment {_cell(strategy.experiment)})."]
+    if strategy.value is not None:
+        lines[0] += (
+            f" {_cell(strategy.metric or 'metric')} {strategy.value:.4f}. {_TARGET[strategy.target_met]}"
+        )
+    lines.append(f"Recipe {_code((strategy.recipe_digest or 'unknown')[:12])}.")
+    lines.append(f"The same model again: {_code(f'qtrack reproduce {strategy.run_id}')}.")
+    return "\n\n".join(lines)
 
 
 def headline(result: StageResult) -> str:

@@ -9,6 +9,7 @@ from mlflow.entities import Run
 from qtrack.errors import RunNotFound
 from qtrack.ledger.names import CAMPAIGN, STAGE, Tag
 from qtrack.ledger.references import as_referred, references_in
+from qtrack.ledger.registry import SCHEME, run_behind
 from qtrack.ledger.store import Store
 from qtrack.ledger.strategy import number, whole
 
@@ -94,6 +95,8 @@ class Reader:
 
     def run(self, reference: str, experiments: Sequence[str]) -> Run:
         """The stage that a reference names; raises RunNotFound with what there is instead."""
+        if reference.startswith(SCHEME):
+            reference = run_behind(self.store, reference)
         campaign, slash, stage = reference.partition("/")
         if slash:
             return self._stage_of(self.campaign_named(campaign, experiments), stage, reference, experiments)

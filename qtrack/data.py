@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,11 +137,11 @@ def calibration_batches(task: Task, choice: Calibration, seed: int) -> list[Batc
     return _selected(batches_of(task, "calibration"), keep)
 
 
-def _chosen(task: Task, choice: Calibration, seed: int) -> set[int]:
+def _chosen(task: Task, choice: Calibration, seed: int) -> Container[int]:
     """Positions of the samples to keep; all of them where there are fewer than asked for."""
     assert choice.samples is not None
     if choice.choice == "first":
-        return set(range(choice.samples))
+        return range(choice.samples)
     labels = _calibration_labels(task)
     order = np.random.default_rng(seed).permutation(len(labels))
     if choice.choice == "class_balanced":
@@ -168,7 +168,7 @@ def _by_turns(order: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.n
     return order[np.argsort(rank, kind="stable")]
 
 
-def _selected(batches: Iterable[Batch], keep: set[int]) -> Iterator[Batch]:
+def _selected(batches: Iterable[Batch], keep: Container[int]) -> Iterator[Batch]:
     position = 0
     for batch in batches:
         size = size_of(batch)

@@ -19,6 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LONGEST, MOST = 500, 50
+"""Letters of a fault, and faults of a file, that are still worth reading."""
+
 
 class QtrackError(Exception):
     """Base of all errors that qtrack raises on purpose; the message is meant for the user as it is."""
@@ -37,7 +40,9 @@ class FaultsError(InputError, ValueError):
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        super().__init__("\n".join(self.faults))
+        shown = [fault if len(fault) <= LONGEST else f"{fault[: LONGEST - 3]}..." for fault in self.faults]
+        more = [f"and {len(shown) - MOST} more faults"] if len(shown) > MOST else []
+        super().__init__("\n".join(shown[:MOST] + more))
 
 
 class RecipeError(FaultsError):

@@ -20,6 +20,8 @@ from qtrack.recipe import Frozen, Module, Recipe
 from qtrack.stages import STAGES, Target
 from qtrack.task import Task, getattr_of, load_module, load_task
 
+MAX_THREADS = 1024
+
 
 class StageSpec(Frozen):
     """One entry of ``stages``: ``ptq``, ``qat: {epochs: 4}`` or ``mine.py:clip: {from: ptq, name: clip}``."""
@@ -59,7 +61,9 @@ class Pipeline(Frozen):
     recipe: Recipe = Recipe()
     stages: tuple[StageSpec, ...]
     until: Literal["all", "target"] = "all"
-    threads: int | None = Field(None, ge=1, description="torch's threads; None: as torch finds best")
+    threads: int | None = Field(
+        None, ge=1, le=MAX_THREADS, description="torch's threads; None: as torch finds best"
+    )
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Pipeline:
@@ -236,7 +240,7 @@ class _Findings:
 def _option_faults(stage: Any, spec: StageSpec) -> Iterator[str]:
     parameters = inspect.signature(stage).parameters.values()
     known = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    hints = get_type_hints(stage)
+    hints = get_type_hints(stage, include_extras=True)
     for name, value in spec.options.items():
         if name not in known:
             options = ", ".join((*known, "from", "name"))

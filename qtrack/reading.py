@@ -1,4 +1,8 @@
-"""Configuration files: read, parsed, checked against a model, and every fault told in one line."""
+"""Configuration files: read, parsed, checked against a model, and every fault told in one line.
+
+They may come from others, so what a few bytes could make large or slow is refused before it is built: aliases
+that stand for aliases, brackets within brackets, numbers of thousands of digits.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 MAX_FILE_BYTES = 1_000_000
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+MAX_BITS = 1024
+TOO_DEEP = "nested too deeply"
+TOO_LONG = "a number of more than 300 digits"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -29,15 +38,76 @@ def read_text(path: Path, error: Callable[[str], Exception]) -> str:
 
 def load_yaml(text: str, where: str, error: Callable[[str], Exception]) -> Any:
     """Parse YAML of plain data, or JSON; tags that would build Python objects are refused."""
-    if text.lstrip().startswith("{"):
-        with suppress(json.JSONDecodeError):  # then it is YAML in flow style
-            return json.loads(text)  # YAML reads JSON's escaped pairs of surrogates as two characters
+    if len(text) > MAX_FILE_BYTES:
+        raise error(f"{where}: larger than {MAX_FILE_BYTES:,} bytes; this is no configuration")
     try:
-        return yaml.safe_load(text)
+        data = _parsed(text)
+        check_plain(data)
     except yaml.YAMLError as cause:
         mark = getattr(cause, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise error(f"{where}:{place} not valid YAML: {getattr(cause, 'problem', None) or cause}") from cause
+    except RecursionError:
+        raise error(f"{where}: {TOO_DEEP}") from None
+    except ValueError as cause:
+        raise error(f"{where}: {reason_of(cause)}") from cause
+    return data
+
+
+def check_plain(data: Any, depth: int = 0) -> None:
+    """Raise ValueError where plain data is deeper, or a number in it longer, than qtrack ever writes."""
+    if depth > MAX_DEPTH:
+        raise ValueError(TOO_DEEP)
+    if isinstance(data, int) and data.bit_length() > MAX_BITS:
+        raise ValueError(TOO_LONG)
+    if isinstance(data, dict):
+        for key in data:
+            check_plain(key, depth + 1)
+        data = list(data.values())
+    for part in data if isinstance(data, list) else ():
+        check_plain(part, depth + 1)
+
+
+def reason_of(error: ValueError | RecursionError) -> str:
+    """One line about plain data that could not be read."""
+    if isinstance(error, RecursionError):
+        return TOO_DEEP
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return TOO_LONG if "integer string conversion" in said else said
+
+
+def _parsed(text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        with suppress(json.JSONDecodeError):  # then it is YAML in flow style
+            return json.loads(text)  # YAML reads JSON's escaped pairs of surrogates as two characters
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Values in a node with each alias written out; raises ValueError where they are more than any file's."""
+    count = known.setdefault(id(node), None)
+    if count is not None:
+        return count
+    parts = (
+        [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    )
+    count = 1
+    for part in parts if isinstance(node, yaml.CollectionNode) else ():
+        if known.get(id(part), 0) is None:
+            raise ValueError("an alias stands for what it is part of")
+        count += _expanded(part, known)
+        if count > MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {MAX_VALUES:,} values")
+    known[id(node)] = count
+    return count
 
 
 def parse(model: type[Model], data: Any, where: str, error: Callable[[Sequence[str]], Exception]) -> Model:
@@ -63,7 +133,7 @@ def _fault(detail: Any, model: type[BaseModel], where: str) -> str:
         case "missing":
             said = "is missing"
         case "union_tag_invalid":
-            said = f"{context['tag']!r} is not one of {_listed(context['expected_tags'])}"
+            said = f"{_shown(context['tag'])} is not one of {_listed(context['expected_tags'])}"
         case "literal_error":
             said = f"{value} is not one of {_listed(context['expected'])}"
         case "value_error":

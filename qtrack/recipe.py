@@ -38,6 +38,9 @@ Granularity = Literal["per_tensor", "per_channel"]
 Mode = Literal["static", "dynamic", "weight_only", "float16", "float"]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+Epoch = Annotated[int, Field(ge=0, le=10_000)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
 
 
 class Frozen(BaseModel):
@@ -209,7 +212,7 @@ class Override(Frozen):
 class Calibration(Frozen):
     """Which samples of the calibration split the observers see; ``samples`` None means all."""
 
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(None, ge=1, lt=2**63)
     choice: Literal["first", "random", "class_balanced"] = "first"
     seed: Seed | None = Field(None, description="None: the recipe's seed")
 
@@ -220,12 +223,12 @@ class Training(Frozen):
     Observers and BatchNorm statistics move until they freeze: 0 from the start, n after n epochs, None never.
     """
 
-    epochs: int = Field(4, ge=1)
+    epochs: Epochs = 4
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    lr: Rate = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
-    freeze_observers: int | None = Field(None, ge=0)
-    freeze_bn_stats: int | None = Field(0, ge=0)
+    freeze_observers: Epoch | None = None
+    freeze_bn_stats: Epoch | None = 0
     seed: Seed | None = Field(None, description="None: the recipe's seed")
 
 

@@ -61,7 +61,7 @@ class Recorded:
     def threads(self) -> int | None:
         """As recorded; None where that is not known."""
         text = self.ingredients.get("threads", "")
-        return int(text) if text.isdecimal() and int(text) > 0 else None
+        return int(text) if re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) else None
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,14 @@ def load_task(reference: str, folder: Path | None = None) -> Task:
 
 
 def load_recorded_task(reference: str) -> Task:
-    """The task of a record: its file is looked for in this folder and one level below it."""
+    """The task of a record: its file is looked for in this folder and one level below it.
+
+    A record is not to choose code from elsewhere; raises TaskError where it does.
+    """
     source, _, name = reference.rpartition(":")
     if source.endswith(".py"):
+        if Path(source).is_absolute() or ".." in Path(source).parts:
+            raise TaskError(f"task {reference!r} is recorded outside of this folder; name it yourself")
         source = str(located(source) or source)
     return load_task(f"{source}:{name}")
 

@@ -86,9 +86,7 @@ def test_a_task_that_is_elsewhere_is_one_line_and_can_be_named(folder, tmp_path,
     with pytest.raises(TaskError, match=r"recorded_task\.py: no such file; .*QTRACK_TASK=") as raised:
         mlflow.pyfunc.load_model(f"runs:/{run}/model")
     assert "\n" not in str(raised.value)
-    moved = f"{folder}/recorded_task.py:Mine"
-    assert mlflow.pyfunc.load_model(f"runs:/{run}/model", model_config={"task": moved})
-    monkeypatch.setenv("QTRACK_TASK", moved)
+    monkeypatch.setenv("QTRACK_TASK", f"{folder}/recorded_task.py:Mine")
     assert mlflow.pyfunc.load_model(f"runs:/{run}/model")
 
 
@@ -96,7 +94,7 @@ def test_a_task_that_is_elsewhere_is_one_line_and_can_be_named(folder, tmp_path,
     ("path", "change", "said"),
     [
         ("model/MLmodel", ("parameters: ", "parameters: 0"), r"state_dict\.pt has another digest"),
-        ("model/MLmodel", ("digests:", "digest:"), "MLmodel has no digests"),
+        ("model/MLmodel", ("recorded:", "other:"), "MLmodel has no recorded"),
         ("model/recipe.yaml", ("seed: 0", "seed: 1"), r"recipe\.yaml has another digest"),
     ],
 )
@@ -132,19 +130,20 @@ class Named(Pairs):
         return {"right": batch[1], "left": batch[0]}
 
 
-def saved(task, tmp_path):
+def saved(task, tmp_path, monkeypatch):
     from qtrack.engine.digests import digest_of
 
+    monkeypatch.setenv("QTRACK_TASK", f"{__file__}:{type(task).__name__}")
     model = task.model()
     digests = {"parameters": digest_of(model.state_dict())}
     made = replace(outcome(), model=model, example=task.inputs(task.calibration()[0]), digests=digests)
-    assert models.save(task, made, tmp_path / "model", f"{__file__}:{type(task).__name__}") == "saved"
+    assert models.save(task, made, tmp_path / "model") == "saved"
     return str(tmp_path / "model")
 
 
 @pytest.mark.parametrize("task", [Pairs(), Named()])
-def test_several_inputs_and_outputs_go_by_name(tmp_path, task):
-    model = mlflow.pyfunc.load_model(saved(task, tmp_path))
+def test_several_inputs_and_outputs_go_by_name(tmp_path, monkeypatch, task):
+    model = mlflow.pyfunc.load_model(saved(task, tmp_path, monkeypatch))
     ones = np.ones((2, 3), np.float32)
     found = model.predict({"left": 3 * ones, "right": ones})
     assert {name: array.tolist() for name, array in found.items()} == {
@@ -161,9 +160,9 @@ class Scaled(Pairs):
         return (batch[0].bfloat16(),)
 
 
-def test_a_model_that_mlflow_cannot_feed_is_saved_and_no_mlflow_model(tmp_path, caplog):
+def test_a_model_that_mlflow_cannot_feed_is_saved_and_no_mlflow_model(tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO", "qtrack"):
-        folder = Path(saved(Scaled(), tmp_path))
+        folder = Path(saved(Scaled(), tmp_path, monkeypatch))
     assert "is no MLflow model" in caplog.text
     assert {file.name for file in folder.iterdir()} == {"state_dict.pt", "example.pt", "recipe.yaml"}
 

@@ -39,6 +39,7 @@ COMMANDS = {
 
 INTERRUPTED = 130
 UNFORESEEN = 3
+LONGEST_LINE = 2000
 
 
 class Failure(click.ClickException):
@@ -49,8 +50,10 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click reads each instance's own
 
     def show(self, file: Any = None) -> None:
-        for line in self.message.splitlines():
-            click.echo(f"qtrack: {line}", file=file or sys.stderr)
+        from qtrack.report.cells import visible
+
+        for line in self.message.split("\n"):
+            click.echo(visible(f"qtrack: {line}")[:LONGEST_LINE], file=file or sys.stderr)
 
 
 class Commands(click.Group):
@@ -80,7 +83,9 @@ def _failures(ctx: click.Context) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise  # whoever reads has seen enough, and click ends quietly
         if ctx.meta.get(DEBUG):
-            click.echo(_masked(traceback.format_exc()), err=True, nl=False)
+            from qtrack.report.cells import visible
+
+            click.echo(visible(_masked(traceback.format_exc()), keep="\n"), err=True, nl=False)
         failure = _failure(error)
         raise Failure(_masked(failure.message), failure.exit_code) from None
 

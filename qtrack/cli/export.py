@@ -102,6 +102,8 @@ def _export_recipe(
 
 def _pipeline(run: str, ledger: Ledger, recipe: Recipe, task: str | None, folder: Path) -> str:
     """The recorded pipeline with this recipe and the one stage that executes it unchanged."""
+    from qtrack.report.cells import visible
+
     (strategy,) = ledger.strategies([run])
     recorded = ledger.pipeline(run).model_dump(mode="json", exclude_none=True)
     changes = {
@@ -109,17 +111,19 @@ def _pipeline(run: str, ledger: Ledger, recipe: Recipe, task: str | None, folder
         "recipe": recipe.model_dump(mode="json"),
         "stages": [{"recipe": {"name": strategy.stage}}],
     }
-    heading = f"# {strategy.stage} of {strategy.campaign}, recipe {recipe.digest[:12]}\n"
-    return heading + yaml.safe_dump(recorded | changes, sort_keys=False)
+    heading = visible(f"# {strategy.stage} of {strategy.campaign}, recipe {recipe.digest[:12]}")
+    return f"{heading}\n" + yaml.safe_dump(recorded | changes, sort_keys=False)
 
 
 def _relocated(reference: str, folder: Path) -> str:
     """A task's file as it is reached from the output's folder; a module stays as it is."""
+    from qtrack.cli.render import remark
+
     source, _, name = reference.rpartition(":")
     if not source.endswith(".py") or (folder / source).is_file():
         return reference
     found = located(source)
     if found is None:
-        click.echo(f"{source} is not beside the output; say where the task is with --task", err=True)
+        remark(f"{source} is not beside the output; say where the task is with --task")
         return reference
     return f"{Path(os.path.relpath(found, folder)).as_posix()}:{name}"

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from qtrack.monitor import Advance, Monitor
+from qtrack.report.cells import visible
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -64,7 +65,7 @@ class Bars:
 
     @contextmanager
     def phase(self, name: str, total: int | None) -> Iterator[Advance]:
-        bar = self.progress.add_task(name, total=total, value="")
+        bar = self.progress.add_task(visible(name), total=total, value="")
         try:
             yield lambda done: self.progress.advance(bar, done)
         finally:
@@ -72,7 +73,7 @@ class Bars:
 
     def report(self, key: str, value: float, step: int) -> None:
         for bar in self.progress.task_ids:
-            self.progress.update(bar, value=point(key, value, step))
+            self.progress.update(bar, value=visible(point(key, value, step)))
 
 
 class Lines:
@@ -98,7 +99,7 @@ class Lines:
             self._print(f"{self.stage}: {point(key, value, step)}")
 
     def _print(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(visible(text)), soft_wrap=True)
 
 
 class _ToConsole(logging.Handler):
@@ -110,7 +111,7 @@ class _ToConsole(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
-        self.console.print(Text(record.getMessage(), style), soft_wrap=True)
+        self.console.print(Text(visible(record.getMessage()), style), soft_wrap=True)
 
 
 def point(key: str, value: float, step: int) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from qtrack.report.cells import REPLACED, visible
 from qtrack.report.tables import Table, comparison
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ STYLES = {
     "KILLED": "bold red",
     "RUNNING": "cyan",
 }
-PLAIN = str.maketrans({"─": "-", "█": "#", "…": "~"} | dict.fromkeys("▏▎▍▌▋▊▉", "#"))
+PLAIN = str.maketrans({"─": "-", "█": "#", "…": "~", REPLACED: "?"} | dict.fromkeys("▏▎▍▌▋▊▉", "#"))
 RULED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
 
@@ -73,7 +74,7 @@ def drawn(table: Table, *, color: bool = False) -> str:
         grid.add_column(_heading(column.title), justify=column.align, vertical="bottom", no_wrap=True)
     for position, row in enumerate(table.rows):
         style = "bold" if position in table.marked else ""
-        grid.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row), style=style)
+        grid.add_row(*(Text(visible(cell), STYLES.get(cell, "")) for cell in row), style=style)
     out = StringIO()
     console = Console(
         file=out, width=table.width, force_terminal=color, color_system="standard" if color else None
@@ -82,12 +83,12 @@ def drawn(table: Table, *, color: bool = False) -> str:
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     first = len(lines) - len(table.rows)
     for position, heading in reversed(table.headings):
-        lines.insert(first + position, heading)
+        lines.insert(first + position, visible(heading))
     return "\n".join(lines)
 
 
 def _heading(title: str) -> Text:
-    return Text(title.rstrip("\n"))
+    return Text(visible(title.rstrip("\n"), keep="\n"))
 
 
 def _writable(text: str) -> bool:
@@ -101,4 +102,4 @@ def _writable(text: str) -> bool:
 def remark(lines: Iterable[str] | str) -> None:
     """Print lines on stderr."""
     for line in [lines] if isinstance(lines, str) else lines:
-        click.echo(line, err=True)
+        click.echo(visible(line), err=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from qtrack.ledger.masking import MASK, is_secret, mask_secrets
 from qtrack.ledger.names import TARGET_MET, File
 from qtrack.outcome import LayerRow
+from qtrack.reading import check_plain, reason_of
 from qtrack.recipe import Recipe, recipe_to_yaml
 from qtrack.recipe_diff import recipe_diff
 
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
     from qtrack.stages import Judged
 
 Row = Mapping[str, Any]
+
+
+@with_config(ConfigDict(strict=True, str_max_length=1000, allow_inf_nan=False))
+@dataclass(frozen=True)
+class _Layer(LayerRow):
+    """A row as read: of the right types, and of no size that only a forged one has."""
+
+
+_LAYER = TypeAdapter(_Layer)
+DECIBELS = {field.name for field in fields(LayerRow) if field.name.endswith("_db")}
+MAX_DB = 3000
 SHOWN_FIRST = ("layer", "own_sqnr_db")
 """The UI groups runs by a table's first column and compares its second."""
 LAYER_COLUMNS = (*SHOWN_FIRST, *(f.name for f in fields(LayerRow) if f.name not in SHOWN_FIRST))
@@ -47,12 +60,39 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None
     path.write_text(json.dumps({"columns": list(columns), "data": data}), encoding="utf-8")
 
 
+def read_json(text: str) -> dict[str, Any]:
+    """An object of plain data; raises ValueError where it is none."""
+    try:
+        found = json.loads(text)
+        check_plain(found)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(reason_of(error)) from error
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
 def read_table(text: str) -> list[dict[str, Any]]:
     """The rows of such a table; raises ValueError where it is none."""
-    table = json.loads(text)
-    if not isinstance(table, dict) or not {"columns", "data"} <= table.keys():
-        raise ValueError("not a table with columns and data")
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    table = read_json(text)
+    try:
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError("not a table with columns and data") from error
+
+
+def read_layers(text: str) -> list[dict[str, Any]]:
+    """A layer table with its fields in their own order; raises ValueError where a value cannot be one."""
+    rows = read_table(text)
+    for position, row in enumerate(rows):
+        try:
+            _LAYER.validate_json(json.dumps(row))
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            raise ValueError(f"row {position}, {fault['loc'][0]}: {fault['msg']}") from error
+        if any(abs(value or 0) > MAX_DB for name, value in row.items() if name in DECIBELS):
+            raise ValueError(f"row {position}: more than {MAX_DB} dB")
+    return [in_schema_order(row) for row in rows]
 
 
 def in_schema_order(row: dict[str, Any]) -> dict[str, Any]:

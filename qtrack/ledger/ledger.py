@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
 from qtrack.ledger import models, registry
-from qtrack.ledger.files import in_schema_order, read_table
+from qtrack.ledger.files import read_json, read_layers
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.outcomes import NEEDED, read_outcome
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
     from qtrack.records import Setting
     from qtrack.reproduction import Recorded
     from qtrack.task import Task
+
+
+MAX_RECORD_BYTES = 64_000_000
 
 
 class Ledger:
@@ -168,7 +170,7 @@ class Ledger:
         """The layer table of a run, in execution order."""
         run = self._run(reference)
         try:
-            return [in_schema_order(row) for row in read_table(self._text(run, File.LAYERS))]
+            return read_layers(self._text(run, File.LAYERS))
         except ValueError as error:
             raise _corrupt(run, File.LAYERS, error) from error
 
@@ -225,12 +227,9 @@ class Ledger:
 
     def _fingerprint(self, run: Run) -> dict[str, Any]:
         try:
-            found = json.loads(self._text(run, File.FINGERPRINT))
+            return read_json(self._text(run, File.FINGERPRINT))
         except ValueError as error:
             raise _corrupt(run, File.FINGERPRINT, error) from error
-        if not isinstance(found, dict):
-            raise StoreError(f"{File.FINGERPRINT} of the run {_shown(run)} is corrupt: no object")
-        return found
 
     def links(self, strategies: Sequence[Strategy]) -> dict[str, str]:
         """Pages of MLflow's UI that compare these strategies: fragments to put after its address."""
@@ -263,6 +262,8 @@ class Ledger:
         """The text of an artifact; raises StoreError where it cannot be had."""
         with self._fetched(run, path) as file:
             try:
+                if file.stat().st_size > MAX_RECORD_BYTES:
+                    raise _corrupt(run, path, ValueError(f"it has more than {MAX_RECORD_BYTES:,} bytes"))
                 return file.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise _corrupt(run, path, error) from error

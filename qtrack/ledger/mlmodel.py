@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qtrack.data import size_of
 from qtrack.environment import package_version
 from qtrack.ledger.names import File
-from qtrack.ledger.pyfunc import DIGESTS, FLAVOR, TASK, Predictor, as_arrays
+from qtrack.ledger.pyfunc import FLAVOR, RECORDED, TASK, Predictor, as_arrays
 
 if TYPE_CHECKING:
     from qtrack.outcome import Outcome
@@ -38,13 +38,13 @@ def describe(folder: Path, outcome: Outcome, output: Any, task: str, run_id: str
     signature = _signature(outcome, output)
     model = Model(artifact_path=File.MODEL, run_id=run_id, signature=signature)
     digests = {"recipe": outcome.recipe.digest, "parameters": outcome.digests["parameters"]}
+    recorded = {TASK: task, **digests}
     model.add_flavor(
         FLAVOR,
         loader_module=Predictor.__module__,
         python_version=platform.python_version(),
         env={"virtualenv": ENVIRONMENT},
-        config={TASK: task},
-        **{DIGESTS: digests},
+        **{RECORDED: recorded},
     )
     (folder / REQUIREMENTS).write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
     _PythonEnv.current().to_yaml(str(folder / ENVIRONMENT))

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from qtrack.errors import QtrackError, StoreError
+from qtrack.errors import QtrackError, RecipeError, StoreError
 from qtrack.ledger.masking import mask_secrets
 from qtrack.outcome import Outcome
+from qtrack.reading import read_text
 from qtrack.recipe import Recipe, recipe_from_yaml, recipe_to_yaml
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def load(task: Task, folder: Path) -> nn.Module:
 
 def recipe_of(folder: Path) -> Recipe:
     """The recipe in a folder."""
-    return recipe_from_yaml((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)
+    return recipe_from_yaml(read_text(folder / RECIPE, RecipeError), RECIPE)
 
 
 def example_of(folder: Path) -> Inputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qtrack.ledger.files import read_table, write_json
+from qtrack.ledger.files import read_json, read_layers, write_json
 from qtrack.ledger.names import File
 from qtrack.outcome import Cost, Evaluation, Latency, LayerRow, Outcome
 from qtrack.recipe import recipe_from_yaml
@@ -49,7 +48,10 @@ def write_outcome(folder: Path, outcome: Outcome, baseline: Outcome) -> None:
 
 def read_outcome(folder: Path, build: Callable[[], Any]) -> Kept:
     """From a run's files; raises OSError, ValueError, KeyError or TypeError where they are corrupt."""
-    values, fingerprint, cost = (_json(folder / name) for name in (File.OUTCOME, File.FINGERPRINT, File.COST))
+    values, fingerprint, cost = (
+        read_json((folder / name).read_text(encoding="utf-8"))
+        for name in (File.OUTCOME, File.FINGERPRINT, File.COST)
+    )
     test = folder / File.TEST_SAMPLES
     outcome = Outcome(
         recipe=recipe_from_yaml((folder / File.RECIPE).read_text(encoding="utf-8"), File.RECIPE),
@@ -61,7 +63,7 @@ def read_outcome(folder: Path, build: Callable[[], Any]) -> Kept:
         size_bytes=values["size_bytes"],
         test=read_evaluation(test, values["test"]) if values["test"] else None,
         latency=Latency(**values["latency"]) if values["latency"] else None,
-        layers=tuple(map(_layer, read_table((folder / File.LAYERS).read_text(encoding="utf-8")))),
+        layers=tuple(map(_layer, read_layers((folder / File.LAYERS).read_text(encoding="utf-8")))),
         sqnr_db=values["sqnr_db"],
         qparams=fingerprint["scales"],
         float_layers=tuple(values["float_layers"]),
@@ -94,13 +96,6 @@ def _classes(column: Any) -> NDArray[np.int64] | None:
 
 def _facts(found: Evaluation) -> dict[str, Any]:
     return {"output_digest": found.output_digest, "extra": found.extra, "nonfinite": found.nonfinite}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds no object")
-    return found
 
 
 def _layer(row: Mapping[str, Any]) -> LayerRow:

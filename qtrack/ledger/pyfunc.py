@@ -19,45 +19,45 @@ from torch import Tensor, nn
 from qtrack.errors import DataError, StoreError, TaskError
 from qtrack.ledger import models
 from qtrack.recipe import Recipe
-from qtrack.task import Inputs, Task, load_recorded_task
+from qtrack.task import Inputs, Task, load_recorded_task, load_task
 
 if TYPE_CHECKING:
     import numpy as np
 
     Arrays = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
 
-FLAVOR, DIGESTS, TASK = "python_function", "digests", "task"
+FLAVOR, RECORDED, TASK = "python_function", "recorded", "task"
 TASK_VARIABLE = "QTRACK_TASK"
 _ENGINE = Lock()
 """torch has one quantized engine for the whole process."""
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Predictor:
-    """MLflow's entry; ``task`` in the configuration is the recorded one, or what the caller put in its place.
+def _load_pyfunc(path: str) -> Predictor:
+    """MLflow's entry.
 
     Raises TaskError where the task is not found, and StoreError where files or digests are not as recorded.
     """
     folder = Path(path)
-    task = _task(str((model_config or {}).get(TASK, "")))
-    model = models.load_checked(task, folder, _digests(folder))
+    recorded = _recorded(folder)
+    model = models.load_checked(_task(str(recorded.get(TASK, ""))), folder, recorded)
     return Predictor(model, models.recipe_of(folder), models.example_of(folder))
 
 
-def _task(recorded: str) -> Task:
-    reference = os.environ.get(TASK_VARIABLE) or recorded
+def _recorded(folder: Path) -> Mapping[str, Any]:
     try:
-        return load_recorded_task(reference)
+        found = Model.load(str(folder)).flavors[FLAVOR][RECORDED]
+    except Exception as error:  # whatever the file holds
+        raise StoreError(f"the saved model is corrupt: MLmodel has no {RECORDED} ({error!r:.200})") from error
+    return found if isinstance(found, Mapping) else {}
+
+
+def _task(recorded: str) -> Task:
+    named = os.environ.get(TASK_VARIABLE)
+    try:
+        return load_task(named) if named else load_recorded_task(recorded)
     except TaskError as error:
         advice = f"work in its folder, or name it: {TASK_VARIABLE}=path/to/file.py:Class"
         raise TaskError(f"the model needs its task for its structure; {error}; {advice}") from error
-
-
-def _digests(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = Model.load(str(folder)).flavors[FLAVOR][DIGESTS]
-    except Exception as error:  # whatever the file holds
-        raise StoreError(f"the saved model is corrupt: MLmodel has no digests ({error!r:.200})") from error
-    return found if isinstance(found, Mapping) else {}
 
 
 class Predictor:

@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mlflow.entities import Run
 
 from qtrack.errors import StoreError
@@ -38,18 +39,20 @@ def recorded_of(
 
     try:
         found = read_evaluation(samples)
+        for scale in fingerprint["scales"].values():
+            np.asarray(scale, float)
         result = Result(
-            parameters=fingerprint["parameters"],
-            behaviour=fingerprint["behaviour"],
+            parameters=str(fingerprint["parameters"]),
+            behaviour=str(fingerprint["behaviour"]),
             scales=fingerprint["scales"],
-            tensors=fingerprint.get("tensors", {}),
+            tensors={name: str(digest) for name, digest in fingerprint.get("tensors", {}).items()},
             value=found.value,
             scores=found.scores,
             predictions=found.predictions,
         )
         ingredients = _ingredients(fingerprint)
-    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise StoreError(f"the run {run.info.run_name!r} cannot be compared with: {error!r}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
+        raise StoreError(f"the run {run.info.run_name!r} cannot be compared with: {error!r:.250}") from error
     return Recorded(
         run_id=run.info.run_id,
         stage=run.data.tags.get(Tag.STAGE) or run.info.run_name,
@@ -66,8 +69,10 @@ def _ingredients(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     """As recorded, or the few that runs of older versions hold."""
     if fingerprint.get("ingredients"):
         return {name: str(value) for name, value in fingerprint["ingredients"].items()}
-    found = {name: fingerprint[name] for name in ("recipe", "float_weights") if name in fingerprint}
-    orders = {f"data.{name}.order": split["digest"] for name, split in fingerprint.get("splits", {}).items()}
+    found = {name: str(fingerprint[name]) for name in ("recipe", "float_weights") if name in fingerprint}
+    orders = {
+        f"data.{name}.order": str(split["digest"]) for name, split in fingerprint.get("splits", {}).items()
+    }
     return found | orders
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 NONE = "-"
+REPLACED = "\N{REPLACEMENT CHARACTER}"
 FULL_BAR_DB = 60.0
 BAR_CELLS = 8
 LONGEST_INGREDIENT = 24
@@ -44,6 +45,11 @@ class Scale:
 
     def with_unit(self, difference: float | None) -> str:
         return f"{self.text(difference)} {self.difference_unit}".strip()
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text without what a terminal acts on, or a reader does not see; each such letter shows as �."""
+    return "".join(letter if letter.isprintable() or letter in keep else REPLACED for letter in text)
 
 
 def number(value: float | None, digits: int = 0) -> str:

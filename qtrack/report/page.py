@@ -13,6 +13,7 @@ from io import BytesIO
 import matplotlib
 from matplotlib.figure import Figure
 
+from qtrack.report.cells import visible
 from qtrack.report.tables import Table
 
 MARKED = ' class="marked"'
@@ -55,13 +56,17 @@ def _saved(figure: Figure, format: str) -> bytes:
     return out.getvalue()
 
 
+def _text(text: str) -> str:
+    return escape(visible(text, keep="\n"))
+
+
 def page(title: str, svg: str, table: Table) -> str:
     """An HTML page with a drawing and the table below it."""
-    notes = "".join(f"<p>{escape(note)}</p>\n" for note in table.notes)
+    notes = "".join(f"<p>{_text(note)}</p>\n" for note in table.notes)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
         f"<style>\n{STYLE}</style>\n</head>\n<body>\n"
-        f'<div role="img" aria-label="{escape(title)}">\n{_inline(svg)}</div>\n'
+        f'<div role="img" aria-label="{_text(title)}">\n{_inline(svg)}</div>\n'
         f'<div class="wide">\n{_html_table(table)}</div>\n{notes}</body>\n</html>\n'
     )
 
@@ -82,6 +87,6 @@ def _html_table(table: Table) -> str:
 
 def _cells(tag: str, texts: Sequence[str], table: Table) -> str:
     return "".join(
-        f'<{tag} class="{column.align}">{escape(text)}</{tag}>'
+        f'<{tag} class="{column.align}">{_text(text)}</{tag}>'
         for text, column in zip(texts, table.columns, strict=True)
     )

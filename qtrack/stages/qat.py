@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qtrack.recipe import MovingAverage, Recipe, Training
+from qtrack.recipe import Epoch, Epochs, MovingAverage, Rate, Recipe, Seed, Training
 from qtrack.stages.evidence import Evidence, needs
 
 
@@ -13,13 +13,13 @@ def qat(
     recipe: Recipe,
     evidence: Evidence,
     *,
-    epochs: int = 4,
+    epochs: Epochs = 4,
     optimizer: Literal["adam", "adamw", "sgd"] = "adam",
-    lr: float = 1e-3,
+    lr: Rate = 1e-3,
     schedule: Literal["constant", "cosine"] = "constant",
-    freeze_observers: int | None = None,
-    freeze_bn_stats: int | None = 0,
-    seed: int | None = None,
+    freeze_observers: Epoch | None = None,
+    freeze_bn_stats: Epoch | None = 0,
+    seed: Seed | None = None,
 ) -> Recipe:
     """Train with fake quantization, starting from calibrated observers.
 

@@ -69,8 +69,13 @@ def _compare(campaign: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('`', '')}`"
+    return f"`{_line(text).replace('`', '')}`"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    return _line(text).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+def _line(text: str) -> str:
+    """Without the line ends that would end a code span or a cell."""
+    return " ".join(text.split())

@@ -37,15 +37,20 @@ def _png(figure: Figure, title: str, table: Table) -> bytes:
 
 
 def _svg(figure: Figure, title: str, table: Table) -> bytes:
-    return _saved(figure, "svg")
+    return _drawing(figure).encode()
 
 
 def _html(figure: Figure, title: str, table: Table) -> bytes:
-    return page(title, _saved(figure, "svg").decode(), table).encode()
+    return page(title, _drawing(figure), table).encode()
 
 
 FORMATS: dict[str, Callable[[Figure, str, Table], bytes]] = {".png": _png, ".svg": _svg, ".html": _html}
 """Contents of a file by the ending of its name."""
+
+
+def _drawing(figure: Figure) -> str:
+    """An SVG; the comments that matplotlib puts in it hold each text as it was given."""
+    return visible(_saved(figure, "svg").decode(), keep="\n\t")
 
 
 def _saved(figure: Figure, format: str) -> bytes:

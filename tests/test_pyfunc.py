@@ -136,7 +136,9 @@ def saved(task, tmp_path, monkeypatch):
     monkeypatch.setenv("QTRACK_TASK", f"{__file__}:{type(task).__name__}")
     model = task.model()
     digests = {"parameters": digest_of(model.state_dict())}
-    made = replace(outcome(), model=model, example=task.inputs(task.calibration()[0]), digests=digests)
+    made = replace(
+        outcome(), build=lambda: model, example=task.inputs(task.calibration()[0]), digests=digests
+    )
     assert models.save(task, made, tmp_path / "model") == "saved"
     return str(tmp_path / "model")
 

@@ -30,13 +30,13 @@ PACKAGES = ("mlflow", "numpy", "pandas", "qtrack", "torch")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def describe(folder: Path, outcome: Outcome, output: Any, task: str, run_id: str) -> None:
+def describe(folder: Path, outcome: Outcome, output: Any, task: str, run_id: str | None) -> None:
     """Write what MLflow reads; ``output`` is the model's for its example, ``task`` how a pipeline names it.
 
     Raises ValueError or TypeError, with no file left behind, where inputs or output are not arrays by name.
     """
     signature = _signature(outcome, output)
-    model = Model(artifact_path=File.MODEL, run_id=run_id, signature=signature)
+    model = Model(artifact_path=File.MODEL, run_id=run_id or None, signature=signature)
     digests = {"recipe": outcome.recipe.digest, "parameters": outcome.digests["parameters"]}
     recorded = {TASK: task, **digests}
     model.add_flavor(

@@ -51,7 +51,7 @@ def save(task: Task, outcome: Outcome, folder: Path, reference: str = "", run_id
     return "saved"
 
 
-def _describe(folder: Path, outcome: Outcome, output: Any, reference: str, run_id: str) -> None:
+def _describe(folder: Path, outcome: Outcome, output: Any, reference: str, run_id: str | None) -> None:
     """For others than qtrack; without it the model is saved all the same."""
     from qtrack.ledger.mlmodel import describe
 

@@ -216,7 +216,9 @@ class StageWriter:
             write_outcome(folder, outcome, result.baseline)
             self._draw(folder, result)
             plan = self.campaign.setting.plan
-            saved = models.save(plan.task, outcome, folder / File.MODEL, plan.pipeline.task, self.run.id)
+            saved = models.save(
+                plan.task, outcome, folder / File.MODEL, plan.pipeline.task, self.run.id or ""
+            )
         self.campaign.lines.note(f"model {saved}")
         self.run.log(
             tags={

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
 from qtrack.ledger import models, registry
+from qtrack.ledger.artifacts import Artifacts, corrupt, shown
 from qtrack.ledger.files import read_json, read_layers
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.outcomes import NEEDED, read_outcome
-from qtrack.ledger.read import Reader, tagged
+from qtrack.ledger.read import Reader
 from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
 from qtrack.ledger.room import check_room
+from qtrack.ledger.rows import RunRow
 from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
@@ -30,7 +31,6 @@ from qtrack.records import Known
 log = logging.getLogger("qtrack")
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from torch import nn
 
     from qtrack.ledger.registry import Promotion
@@ -50,6 +50,7 @@ class Ledger:
     def __init__(self, store: Store, figures: Figures | None = None) -> None:
         self._store = store
         self._reader = Reader(store)
+        self._artifacts = Artifacts(store)
         self._spool = Spool(store)
         self._figures = figures
 
@@ -93,25 +94,23 @@ class Ledger:
         try:
             experiment = self._store.experiment_named(task.name)
             ids = [experiment.experiment_id] if experiment else []
-            for run in reversed(self._reader.finished(ids, tagged(tag, str(key)))):
+            for run in reversed(self._reader.finished(ids, {tag: str(key)})):
                 return self._known(run, task)
         except StoreError as error:
             log.warning("%s: it is executed again", error)
         return None
 
-    def _known(self, run: Run, task: Task) -> Known:
+    def _known(self, run: RunRow, task: Task) -> Known:
         def build() -> nn.Module:
-            return self.model(run.info.run_id, task)
+            return self.model(run.run_id, task)
 
-        with self._fetched_files(run, NEEDED) as folder:
+        with self._artifacts.copies(run, NEEDED, [File.TEST_SAMPLES]) as folder:
             try:
                 kept = read_outcome(folder, build)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise _corrupt(run, "the record", error) from error
-        stage, campaign, key = (
-            run.data.tags.get(tag, "") for tag in (Tag.STAGE, Tag.CAMPAIGN, Tag.EXECUTION)
-        )
-        return Known(run.info.run_id, stage, campaign, key, kept.outcome, kept.cost)
+                raise corrupt(run, "the record", error) from error
+        stage, campaign, key = (run.tags.get(tag, "") for tag in (Tag.STAGE, Tag.CAMPAIGN, Tag.EXECUTION))
+        return Known(run.run_id, stage, campaign, key, kept.outcome, kept.cost)
 
     def sync(self) -> list[Recovered]:
         """Send what earlier processes could not, in order and each value once."""
@@ -150,86 +149,86 @@ class Ledger:
             found = [self._reader.run(reference, ids) for reference in runs]
         else:
             found = self._reader.stages(self._campaign(campaign, experiment, ids), ids)
-        return [strategy_of(run, experiments[run.info.experiment_id]) for run in found]
+        return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
     def finished(self, experiment: str) -> list[Strategy]:
         """All stages of an experiment that finished, of all its campaigns, the oldest first."""
         experiments = self._experiments(experiment)
         found = self._reader.finished(list(experiments))
-        return [strategy_of(run, experiments[run.info.experiment_id]) for run in found]
+        return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
     def executed(self, experiment: str, recipe: Recipe) -> list[Strategy]:
         """Finished stages with just this recipe, the latest first; none in an experiment that is unknown."""
         found = self._store.experiment_named(experiment)
         if found is None:
             return []
-        runs = self._reader.finished([found.experiment_id], tagged(Tag.RECIPE_DIGEST, recipe.digest))
+        runs = self._reader.finished([found.experiment_id], {Tag.RECIPE_DIGEST: recipe.digest})
         return [strategy_of(run, experiment) for run in reversed(runs)]
 
     def layers(self, reference: str) -> list[dict[str, Any]]:
         """The layer table of a run, in execution order."""
         run = self._run(reference)
         try:
-            return read_layers(self._text(run, File.LAYERS))
+            return read_layers(self._artifacts.text(run, File.LAYERS))
         except ValueError as error:
-            raise _corrupt(run, File.LAYERS, error) from error
+            raise corrupt(run, File.LAYERS, error) from error
 
     def recipe(self, reference: str) -> Recipe:
         """The recipe that a run executed."""
         run = self._run(reference)
         try:
-            return recipe_from_yaml(self._text(run, File.RECIPE), File.RECIPE)
+            return recipe_from_yaml(self._artifacts.text(run, File.RECIPE), File.RECIPE)
         except RecipeError as error:
-            raise _corrupt(run, File.RECIPE, error) from error
+            raise corrupt(run, File.RECIPE, error) from error
 
     def pipeline(self, reference: str) -> Pipeline:
         """The pipeline that a run was a stage of, with everything that was set when it was run."""
         from qtrack.pipeline import Pipeline
 
         run = self._run(reference)
-        owner = self._reader.campaign_run(run.data.tags.get(Tag.CAMPAIGN, ""), [run.info.experiment_id])
+        owner = self._reader.campaign_run(run.tags.get(Tag.CAMPAIGN, ""), [run.experiment_id])
         try:
-            data = load_yaml(self._text(owner, File.RESOLVED), File.RESOLVED, PipelineError)
+            data = load_yaml(self._artifacts.text(owner, File.RESOLVED), File.RESOLVED, PipelineError)
             return parse(Pipeline, data, File.RESOLVED, PipelineError)
         except PipelineError as error:
-            raise _corrupt(owner, File.RESOLVED, error) from error
+            raise corrupt(owner, File.RESOLVED, error) from error
 
     def recorded(self, reference: str) -> Recorded:
         """What reproducing a run needs; raises StoreError where the run has not left it."""
         run = self._run(reference)
-        layers = tuple(row["layer"] for row in self.layers(run.info.run_id))
-        with self._fetched(run, File.SAMPLES) as samples:
-            return recorded_of(run, self.recipe(run.info.run_id), self._fingerprint(run), samples, layers)
+        layers = tuple(row["layer"] for row in self.layers(run.run_id))
+        with self._artifacts.copy(run, File.SAMPLES) as samples:
+            return recorded_of(run, self.recipe(run.run_id), self._fingerprint(run), samples, layers)
 
     def model(self, reference: str, task: Task) -> nn.Module:
         """The model that a run saved, built from the task and checked; raises StoreError in one line."""
         run = self._run(reference)
-        saved = run.data.tags.get(Tag.MODEL, "not saved")
+        saved = run.tags.get(Tag.MODEL, "not saved")
         if saved != "saved":
-            raise StoreError(f"the run {_shown(run)} has no saved model: {saved}")
+            raise StoreError(f"the run {shown(run)} has no saved model: {saved}")
         fingerprint = self._fingerprint(run)
-        with self._fetched(run, File.MODEL) as folder:
+        with self._artifacts.copy(run, File.MODEL) as folder:
             try:
                 return models.load_checked(task, folder, fingerprint)
             except StoreError as error:
-                raise StoreError(f"the run {_shown(run)}: {error}") from error
+                raise StoreError(f"the run {shown(run)}: {error}") from error
 
     def promote(self, reference: str, name: str, alias: str) -> Promotion:
         """Put an alias of a registered model on a run's model."""
         registry.check_names(name, alias)
         run = self._run(reference)
-        strategy = strategy_of(run, self._experiments()[run.info.experiment_id])
+        strategy = strategy_of(run, self._experiments()[run.experiment_id])
         return registry.promote(self._store, run, strategy, name, alias)
 
     def reproduction(self, recorded: Recorded) -> AbstractContextManager[ReproductionWriter]:
         """Open the record of a stage's second execution."""
         return recorded_reproduction(self._spool, self._run(recorded.run_id), recorded)
 
-    def _fingerprint(self, run: Run) -> dict[str, Any]:
+    def _fingerprint(self, run: RunRow) -> dict[str, Any]:
         try:
-            return read_json(self._text(run, File.FINGERPRINT))
+            return read_json(self._artifacts.text(run, File.FINGERPRINT))
         except ValueError as error:
-            raise _corrupt(run, File.FINGERPRINT, error) from error
+            raise corrupt(run, File.FINGERPRINT, error) from error
 
     def links(self, strategies: Sequence[Strategy]) -> dict[str, str]:
         """Pages of MLflow's UI that compare these strategies: fragments to put after its address."""
@@ -255,48 +254,5 @@ class Ledger:
             raise RunNotFound(f"no campaign is recorded {where}; start one with: qtrack run PIPELINE.yaml")
         return latest
 
-    def _run(self, reference: str) -> Run:
+    def _run(self, reference: str) -> RunRow:
         return self._reader.run(reference, list(self._experiments()))
-
-    def _text(self, run: Run, path: str) -> str:
-        """The text of an artifact; raises StoreError where it cannot be had."""
-        with self._fetched(run, path) as file:
-            try:
-                if file.stat().st_size > MAX_RECORD_BYTES:
-                    raise _corrupt(run, path, ValueError(f"it has more than {MAX_RECORD_BYTES:,} bytes"))
-                return file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise _corrupt(run, path, error) from error
-
-    @contextmanager
-    def _fetched_files(self, run: Run, needed: Sequence[str]) -> Iterator[Path]:
-        """A folder with copies of these files, and of the test samples if there are any."""
-        with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
-            with self._store.calling(f"read the files of the run {_shown(run)}") as client:
-                present = {file.path for file in client.list_artifacts(run.info.run_id)}
-                for path in present & {*needed, File.TEST_SAMPLES}:
-                    client.download_artifacts(run.info.run_id, path, folder)
-            missing = [path for path in needed if path not in present]
-            if missing:
-                raise StoreError(f"the run {_shown(run)} has left no {missing[0]}")
-            yield Path(folder)
-
-    @contextmanager
-    def _fetched(self, run: Run, path: str) -> Iterator[Path]:
-        """A copy of an artifact, file or folder; raises StoreError where it cannot be had."""
-        with self._store.calling(f"list the files of the run {_shown(run)}") as client:
-            present = {file.path for file in client.list_artifacts(run.info.run_id)}
-        if path not in present:
-            raise StoreError(f"the run {_shown(run)} has left no {path}")
-        with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
-            with self._store.calling(f"read {path} of the run {_shown(run)}") as client:
-                copy = client.download_artifacts(run.info.run_id, path, folder)
-            yield Path(copy)
-
-
-def _shown(run: Run) -> str:
-    return f"{run.info.run_name!r} ({run.info.run_id[:8]}, {run.info.status})"
-
-
-def _corrupt(run: Run, path: str, error: Exception) -> StoreError:
-    return StoreError(f"{path} of the run {_shown(run)} is corrupt: {str(error).splitlines()[0]}")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from qtrack.ledger.client_source import tagged
 from qtrack.ledger.names import Tag, task_metric_key
-from qtrack.ledger.read import tagged
 from qtrack.ledger.strategy import Strategy
 
 

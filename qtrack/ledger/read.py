@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from mlflow.entities import Run
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from qtrack.errors import RunNotFound
+from qtrack.ledger.client_source import ClientSource
 from qtrack.ledger.names import CAMPAIGN, STAGE, Tag
 from qtrack.ledger.references import as_referred, references_in
 from qtrack.ledger.registry import SCHEME, run_behind
+from qtrack.ledger.rows import Query, RunRow, Source
+from qtrack.ledger.sql_source import sql_source
 from qtrack.ledger.store import Store
 from qtrack.ledger.strategy import number, whole
 
-PAGE = 1000
 MIN_PREFIX = 4
 MAX_LISTED = 12
 _HEX = frozenset("0123456789abcdef")
@@ -22,57 +23,55 @@ _HEX = frozenset("0123456789abcdef")
 class Reader:
     """Finds runs in a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, source: Source | None = None) -> None:
         self.store = store
+        self._given = source
+
+    @cached_property
+    def source(self) -> Source:
+        """The quickest way to read this store."""
+        return self._given or sql_source(self.store) or ClientSource(self.store)
 
     def experiments(self) -> dict[str, str]:
         """Names of all active experiments, by id."""
-        found: dict[str, str] = {}
-        token: str | None = None
-        with self.store.calling("list the experiments") as client:
-            while True:
-                page = client.search_experiments(max_results=PAGE, page_token=token)
-                found |= {experiment.experiment_id: experiment.name for experiment in page}
-                token = page.token
-                if not token:
-                    return found
+        return self.source.experiments()
 
-    def stages(self, campaign: str, experiments: Sequence[str]) -> list[Run]:
+    def stages(self, campaign: str, experiments: Sequence[str]) -> list[RunRow]:
         """All stages of a campaign in their order, whether it executed them or refers to earlier runs.
 
         One that was recorded twice is there twice.
         """
-        runs = self._search(experiments, tagged(Tag.KIND, STAGE), tagged(Tag.CAMPAIGN, campaign))
+        runs = self.source.runs(Query(experiments, {Tag.KIND: STAGE, Tag.CAMPAIGN: campaign}))
         runs += self._referred(campaign, experiments)
-        return sorted(runs, key=lambda run: (_index(run), run.info.start_time))
+        return sorted(runs, key=lambda run: (_index(run), run.started_ms))
 
-    def _referred(self, campaign: str, experiments: Sequence[str]) -> list[Run]:
+    def _referred(self, campaign: str, experiments: Sequence[str]) -> list[RunRow]:
         owner = self._campaign_run(campaign, experiments)
         references = list(references_in(owner)) if owner else []
         if owner is None or not references:
             return []
-        ids = ", ".join(f"'{run_id}'" for run_id in {one.run for one in references} if set(run_id) <= _HEX)
-        found = {_id(run): run for run in self._search(experiments, f"attributes.run_id IN ({ids})")}
+        ids = sorted({one.run for one in references if set(one.run) <= _HEX})
+        found = {run.run_id: run for run in self.source.runs(Query(experiments, ids=ids))}
         return [as_referred(found[one.run], one, owner) for one in references if one.run in found]
 
-    def finished(self, experiments: Sequence[str], *conditions: str) -> list[Run]:
-        """All stages that finished and meet further conditions, the oldest first."""
-        done = "attributes.status = 'FINISHED'"
-        return self._search(experiments, tagged(Tag.KIND, STAGE), done, *conditions)[::-1]
+    def finished(self, experiments: Sequence[str], tags: Mapping[str, str] | None = None) -> list[RunRow]:
+        """All stages that finished and have these values of tags, the oldest first."""
+        query = Query(experiments, {Tag.KIND: STAGE, **(tags or {})}, status="FINISHED")
+        return self.source.runs(query)[::-1]
 
-    def running(self, experiments: Sequence[str]) -> list[Run]:
+    def running(self, experiments: Sequence[str]) -> list[RunRow]:
         """All runs of qtrack's, of whichever kind, that have not ended, the oldest first."""
-        return self._search(experiments, f"tags.`{Tag.KIND}` != ''", "attributes.status = 'RUNNING'")[::-1]
+        return self.source.runs(Query(experiments, beginning=(Tag.KIND, ""), status="RUNNING"))[::-1]
 
     def latest_campaign(self, experiments: Sequence[str]) -> str | None:
         """The id of the campaign that was opened last."""
-        runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), limit=1)
-        return next((run.data.tags.get(Tag.CAMPAIGN) for run in runs), None)
+        runs = self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}, limit=1))
+        return next((run.tags.get(Tag.CAMPAIGN) for run in runs), None)
 
     def campaign_named(self, reference: str, experiments: Sequence[str]) -> str:
         """A campaign by its id or a unique beginning of it."""
-        runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), _like(Tag.CAMPAIGN, reference))
-        names = dict.fromkeys(run.data.tags[Tag.CAMPAIGN] for run in runs)
+        query = Query(experiments, {Tag.KIND: CAMPAIGN}, beginning=(Tag.CAMPAIGN, reference))
+        names = dict.fromkeys(run.tags[Tag.CAMPAIGN] for run in self.source.runs(query))
         found = [name for name in names if name.startswith(reference)]
         if reference in found:
             return reference
@@ -82,18 +81,18 @@ class Reader:
             )
         return str(found[0])
 
-    def campaign_run(self, campaign: str, experiments: Sequence[str]) -> Run:
+    def campaign_run(self, campaign: str, experiments: Sequence[str]) -> RunRow:
         """The run of a campaign itself."""
         found = self._campaign_run(campaign, experiments)
         if found is None:
             raise RunNotFound(f"the run of the campaign {campaign!r} was deleted")
         return found
 
-    def _campaign_run(self, campaign: str, experiments: Sequence[str]) -> Run | None:
-        runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), tagged(Tag.CAMPAIGN, campaign), limit=1)
-        return runs[0] if runs else None
+    def _campaign_run(self, campaign: str, experiments: Sequence[str]) -> RunRow | None:
+        query = Query(experiments, {Tag.KIND: CAMPAIGN, Tag.CAMPAIGN: campaign}, limit=1)
+        return next(iter(self.source.runs(query)), None)
 
-    def run(self, reference: str, experiments: Sequence[str]) -> Run:
+    def run(self, reference: str, experiments: Sequence[str]) -> RunRow:
         """The stage that a reference names; raises RunNotFound with what there is instead."""
         if reference.startswith(SCHEME):
             reference = run_behind(self.store, reference)
@@ -102,92 +101,44 @@ class Reader:
             return self._stage_of(self.campaign_named(campaign, experiments), stage, reference, experiments)
         latest = self.latest_campaign(experiments)
         candidates = self.stages(latest, experiments) if latest else []
-        found = _last_of_each([run for run in candidates if run.data.tags.get(Tag.STAGE) == reference])
-        found += [
-            run for run in self._with_prefix(reference, experiments) if run.info.run_id not in map(_id, found)
-        ]
+        found = _last_of_each([run for run in candidates if run.tags.get(Tag.STAGE) == reference])
+        known = {run.run_id for run in found}
+        found += [run for run in self._with_prefix(reference, experiments) if run.run_id not in known]
         if len(found) != 1:
             raise RunNotFound(
                 _unclear("run", reference, [_named(run) for run in found or candidates], bool(found))
             )
         return found[0]
 
-    def _stage_of(self, campaign: str, stage: str, reference: str, experiments: Sequence[str]) -> Run:
+    def _stage_of(self, campaign: str, stage: str, reference: str, experiments: Sequence[str]) -> RunRow:
         candidates = self.stages(campaign, experiments)
-        found = _last_of_each([run for run in candidates if run.data.tags.get(Tag.STAGE) == stage])
+        found = _last_of_each([run for run in candidates if run.tags.get(Tag.STAGE) == stage])
         if not found:
             raise RunNotFound(_unclear("run", reference, [_named(run) for run in candidates], False))
         return found[0]
 
-    def _with_prefix(self, reference: str, experiments: Sequence[str]) -> list[Run]:
+    def _with_prefix(self, reference: str, experiments: Sequence[str]) -> list[RunRow]:
         prefix = reference.lower()
         if len(prefix) < MIN_PREFIX or not set(prefix) <= _HEX:
             return []
-        by_id = f"attributes.run_id LIKE '{prefix}%'"
-        return [
-            run
-            for run in self._search(experiments, tagged(Tag.KIND, STAGE), by_id)
-            if run.info.run_id.startswith(prefix)
-        ]
+        return self.source.runs(Query(experiments, {Tag.KIND: STAGE}, id_prefix=prefix))
 
     def _campaigns(self, experiments: Sequence[str]) -> list[str]:
-        runs = self._search(experiments, tagged(Tag.KIND, CAMPAIGN), limit=MAX_LISTED)
-        return [run.data.tags[Tag.CAMPAIGN] for run in runs]
-
-    def _search(self, experiments: Sequence[str], *conditions: str, limit: int | None = None) -> list[Run]:
-        """Runs that meet all conditions, the latest first."""
-        return list(self._pages(experiments, " AND ".join(conditions), limit)) if experiments else []
-
-    def _pages(self, experiments: Sequence[str], condition: str, limit: int | None) -> Iterator[Run]:
-        token: str | None = None
-        while True:
-            with self.store.calling("search the runs") as client:
-                page = client.search_runs(
-                    list(experiments),
-                    condition,
-                    max_results=limit or PAGE,
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                )
-            yield from page
-            token = page.token
-            if not token or limit:
-                return
+        runs = self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}, limit=MAX_LISTED))
+        return [run.tags[Tag.CAMPAIGN] for run in runs]
 
 
-def tagged(tag: str, value: str) -> str:
-    """MLflow's filter for runs whose tag has this value."""
-    return f"tags.`{tag}` = {_quoted(value)}"
+def _index(run: RunRow) -> int:
+    return whole(number(run.tags.get(Tag.INDEX))) or 0
 
 
-def _like(tag: str, beginning: str) -> str:
-    """Begins with; the signs that LIKE gives a meaning are left to match anything, and checked afterwards."""
-    return f"tags.`{tag}` LIKE {_quoted(beginning + '%')}"
-
-
-def _quoted(value: str) -> str:
-    """MLflow's filters know no escapes: a value with both kinds of quotes cannot be asked for."""
-    if "'" in value and '"' in value:
-        raise RunNotFound(f"{value!r} cannot be the name of a run")
-    return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def _index(run: Run) -> int:
-    return whole(number(run.data.tags.get(Tag.INDEX))) or 0
-
-
-def _last_of_each(runs: Sequence[Run]) -> list[Run]:
+def _last_of_each(runs: Sequence[RunRow]) -> list[RunRow]:
     """Of a stage that was recorded more than once, the last that finished, or else the last."""
-    ranked = sorted(runs, key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
-    return ranked[-1:]
+    return sorted(runs, key=lambda run: (run.status == "FINISHED", run.started_ms))[-1:]
 
 
-def _id(run: Run) -> str:
-    return str(run.info.run_id)
-
-
-def _named(run: Run) -> str:
-    return f"{run.data.tags.get(Tag.STAGE) or run.info.run_name} ({_id(run)[:8]})"
+def _named(run: RunRow) -> str:
+    return f"{run.tags.get(Tag.STAGE) or run.name} ({run.run_id[:8]})"
 
 
 def _unclear(what: str, reference: str, candidates: Sequence[str], ambiguous: bool) -> str:

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
-from mlflow.entities import Metric as LoggedMetric
-from mlflow.entities import Param, Run, RunData, RunTag
-
 from qtrack.ledger.names import TARGET_MET, Metric, Tag
+from qtrack.ledger.rows import RunRow
 
 if TYPE_CHECKING:
     from qtrack.records import StageResult
@@ -52,28 +50,21 @@ def reference_of(result: StageResult) -> Reference:
     return Reference(result.known.run_id, result.name, result.index, drop.value, drop.low, drop.high, met)
 
 
-def references_in(campaign: Run) -> Iterator[Reference]:
+def references_in(campaign: RunRow) -> Iterator[Reference]:
     """All that a campaign's run holds."""
-    for name, text in campaign.data.tags.items():
+    for name, text in campaign.tags.items():
         reference = Reference.from_json(text) if name.startswith(Tag.REFERS) else None
         if reference is not None:
             yield reference
 
 
-def as_referred(run: Run, reference: Reference, campaign: Run) -> Run:
+def as_referred(run: RunRow, reference: Reference, campaign: RunRow) -> RunRow:
     """The run as a stage of the campaign that refers to it."""
-    own = {name: campaign.data.tags[name] for name in KEPT if name in campaign.data.tags}
-    tags = run.data.tags | own | {Tag.STAGE: reference.stage, Tag.INDEX: str(reference.index)}
-    tags |= {Tag.TARGET_MET: reference.target_met, Tag.ORIGIN: run.data.tags.get(Tag.CAMPAIGN, "")}
-    drops = {Metric.DROP: reference.drop}
-    drops |= {Metric.DROP_LOW: reference.drop_low, Metric.DROP_HIGH: reference.drop_high}
-    metrics = run.data.metrics | drops
-    data = RunData(
-        [LoggedMetric(name, value, 0, 0) for name, value in metrics.items()],
-        [Param(name, value) for name, value in run.data.params.items()],
-        [RunTag(name, value) for name, value in tags.items()],
-    )
-    return Run(run.info, data, run.inputs, run.outputs)
+    tags = {name: campaign.tags[name] for name in KEPT if name in campaign.tags}
+    tags |= {Tag.STAGE: reference.stage, Tag.INDEX: str(reference.index)}
+    tags |= {Tag.TARGET_MET: reference.target_met, Tag.ORIGIN: run.tags.get(Tag.CAMPAIGN, "")}
+    drops = {Metric.DROP: reference.drop, Metric.DROP_LOW: reference.drop_low}
+    return run.having(tags, drops | {Metric.DROP_HIGH: reference.drop_high})
 
 
 KEPT = (Tag.CAMPAIGN, Tag.PIPELINE, Tag.MAX_DROP, Tag.CONFIDENCE)

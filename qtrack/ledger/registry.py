@@ -20,9 +20,9 @@ from qtrack.ledger.notes import version_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
+    from qtrack.ledger.rows import RunRow
     from qtrack.ledger.store import Store
     from qtrack.ledger.strategy import Strategy
 
@@ -75,7 +75,7 @@ def check_names(name: str, alias: str) -> None:
         )
 
 
-def promote(store: Store, run: Run, strategy: Strategy, name: str, alias: str) -> Promotion:
+def promote(store: Store, run: RunRow, strategy: Strategy, name: str, alias: str) -> Promotion:
     """Put the alias on the version that is the run's model, made where there is none.
 
     Raises StoreError where the run has no model to register.
@@ -118,11 +118,11 @@ def run_behind(store: Store, uri: str) -> str:
     return _run_of(found)
 
 
-def _check_model(store: Store, run: Run) -> None:
-    shown = f"the run {run.info.run_name!r} ({_id(run)[:8]})"
-    if run.info.status != "FINISHED":
-        raise StoreError(f"{shown} is {run.info.status}; only a finished run can be promoted")
-    saved = run.data.tags.get(Tag.MODEL, "not saved")
+def _check_model(store: Store, run: RunRow) -> None:
+    shown = f"the run {run.name!r} ({_id(run)[:8]})"
+    if run.status != "FINISHED":
+        raise StoreError(f"{shown} is {run.status}; only a finished run can be promoted")
+    saved = run.tags.get(Tag.MODEL, "not saved")
     if saved != "saved":
         raise StoreError(f"{shown} has no saved model: {saved}")
     with store.calling(f"list the files of {shown}") as client:
@@ -143,13 +143,13 @@ def _aliases(client: MlflowClient, name: str) -> Mapping[str, Any]:
     return found
 
 
-def _version_of(client: MlflowClient, name: str, run: Run) -> ModelVersion | None:
+def _version_of(client: MlflowClient, name: str, run: RunRow) -> ModelVersion | None:
     """The version that is this run's model already."""
     found = client.search_model_versions(f"run_id = '{_id(run)}'")
     return next((version for version in found if version.name == name), None)
 
 
-def _create(client: MlflowClient, name: str, run: Run, strategy: Strategy) -> ModelVersion:
+def _create(client: MlflowClient, name: str, run: RunRow, strategy: Strategy) -> ModelVersion:
     return client.create_model_version(
         name,
         source=f"runs:/{_id(run)}/{File.MODEL}",
@@ -159,8 +159,8 @@ def _create(client: MlflowClient, name: str, run: Run, strategy: Strategy) -> Mo
     )
 
 
-def _lineage(run: Run, strategy: Strategy) -> dict[str, str]:
-    tags = {tag: run.data.tags[tag] for tag in _LINEAGE if tag in run.data.tags}
+def _lineage(run: RunRow, strategy: Strategy) -> dict[str, str]:
+    tags = {tag: run.tags[tag] for tag in _LINEAGE if tag in run.tags}
     tags[Tag.EXPERIMENT] = strategy.experiment
     return tags | ({} if strategy.value is None else {Tag.VALUE: repr(strategy.value)})
 
@@ -169,5 +169,5 @@ def _run_of(version: ModelVersion) -> str:
     return str(version.run_id or "")
 
 
-def _id(run: Run) -> str:
-    return str(run.info.run_id)
+def _id(run: RunRow) -> str:
+    return str(run.run_id)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from mlflow.entities import Run
-
 from qtrack.ledger.heart import BEAT_S, is_alive
 from qtrack.ledger.journal import now_ms
 from qtrack.ledger.names import Tag
 from qtrack.ledger.read import Reader
+from qtrack.ledger.rows import RunRow
 from qtrack.ledger.store import Store
 
 STALE_S = 4 * BEAT_S
@@ -34,15 +33,13 @@ def repair(
     return [_repaired(store, run, older_than_s) for run in reader.running(experiments)]
 
 
-def _repaired(store: Store, run: Run, older_than_s: float) -> Repaired:
-    tags = run.data.tags
+def _repaired(store: Store, run: RunRow, older_than_s: float) -> Repaired:
+    tags = run.tags
     dead = not is_alive(tags, older_than_s)
     if dead:
-        with store.calling(f"end the run {run.info.run_name!r}") as client:
-            client.set_terminated(run.info.run_id, "KILLED", _last_seen_ms(tags.get(Tag.HEARTBEAT, "")))
-    return Repaired(
-        run.info.run_id, run.info.run_name, tags.get(Tag.KIND, ""), tags.get(Tag.HEARTBEAT, ""), dead
-    )
+        with store.calling(f"end the run {run.name!r}") as client:
+            client.set_terminated(run.run_id, "KILLED", _last_seen_ms(tags.get(Tag.HEARTBEAT, "")))
+    return Repaired(run.run_id, run.name, tags.get(Tag.KIND, ""), tags.get(Tag.HEARTBEAT, ""), dead)
 
 
 def _last_seen_ms(heartbeat: str) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlflow.entities import Run
 
 from qtrack.errors import StoreError
 from qtrack.ledger.files import write_json
@@ -20,6 +19,7 @@ from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import Point
 from qtrack.ledger.names import REPRODUCTION, File, Metric, Shown, Tag, task_metric_key
 from qtrack.ledger.outcomes import read_evaluation
+from qtrack.ledger.rows import RunRow
 from qtrack.ledger.run import OpenRun
 from qtrack.ledger.spool import Spool
 from qtrack.recipe import Recipe, recipe_to_yaml
@@ -32,7 +32,7 @@ KEPT = (Tag.PIPELINE, Tag.METRIC, Tag.RECIPE_DIGEST, Tag.BACKEND, Tag.ENGINE, Ta
 
 
 def recorded_of(
-    run: Run, recipe: Recipe, fingerprint: Mapping[str, Any], samples: Path, layers: tuple[str, ...]
+    run: RunRow, recipe: Recipe, fingerprint: Mapping[str, Any], samples: Path, layers: tuple[str, ...]
 ) -> Recorded:
     """From a run's files; raises StoreError where they lack what every finished stage leaves."""
     from qtrack.reproduction import Recorded, Result
@@ -52,11 +52,11 @@ def recorded_of(
         )
         ingredients = _ingredients(fingerprint)
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
-        raise StoreError(f"the run {run.info.run_name!r} cannot be compared with: {error!r:.250}") from error
+        raise StoreError(f"the run {run.name!r} cannot be compared with: {error!r:.250}") from error
     return Recorded(
-        run_id=run.info.run_id,
-        stage=run.data.tags.get(Tag.STAGE) or run.info.run_name,
-        metric=run.data.tags.get(Tag.METRIC, "metric"),
+        run_id=run.run_id,
+        stage=run.tags.get(Tag.STAGE) or run.name,
+        metric=run.tags.get(Tag.METRIC, "metric"),
         recipe=recipe,
         ingredients=ingredients,
         result=result,
@@ -77,13 +77,13 @@ def _ingredients(fingerprint: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextmanager
-def recorded_reproduction(spool: Spool, stage: Run, recorded: Recorded) -> Iterator[ReproductionWriter]:
+def recorded_reproduction(spool: Spool, stage: RunRow, recorded: Recorded) -> Iterator[ReproductionWriter]:
     """Open a reproduction's run beside the stage's, before the work begins."""
-    tags = {name: stage.data.tags[name] for name in KEPT if name in stage.data.tags}
+    tags = {name: stage.tags[name] for name in KEPT if name in stage.tags}
     tags |= {Tag.KIND: REPRODUCTION, Tag.REPRODUCES: recorded.run_id}
     tags |= {Shown.SOURCE: "qtrack", Shown.SOURCE_TYPE: "LOCAL"}
     with captured() as lines, spool.session():
-        writer = ReproductionWriter(spool, stage.info.experiment_id, recorded, tags, lines)
+        writer = ReproductionWriter(spool, stage.experiment_id, recorded, tags, lines)
         with writer.run.kept():
             writer.begin()
             with spool.begun():

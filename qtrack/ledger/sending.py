@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from qtrack.errors import StoreError
+from qtrack.ledger.client_source import tagged
 from qtrack.ledger.journal import Entry, Journal
 from qtrack.ledger.names import Shown, Tag
-from qtrack.ledger.read import tagged
 from qtrack.ledger.store import Store
 
 BATCH = 800  # MLflow takes 1,000 values a call, of which 100 may be tags and 100 params

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from mlflow.entities import Run
-
 from qtrack.ledger.names import TARGET_MET, Metric, Tag, task_metric_key, test_metric_key
+from qtrack.ledger.rows import RunRow
 
 _MET = {said: met for met, said in TARGET_MET.items()}
 
@@ -58,15 +57,15 @@ class Strategy:
         return asdict(self)
 
 
-def strategy_of(run: Run, experiment: str) -> Strategy:
+def strategy_of(run: RunRow, experiment: str) -> Strategy:
     """A stage's run as a row."""
-    tags, metrics = run.data.tags, _Finite(run.data.metrics)
+    tags, metrics = run.tags, _Finite(run.metrics)
     metric = tags.get(Tag.METRIC)
     return Strategy(
-        run_id=run.info.run_id,
+        run_id=run.run_id,
         campaign=tags.get(Tag.CAMPAIGN),
         pipeline=tags.get(Tag.PIPELINE),
-        stage=tags.get(Tag.STAGE) or run.info.run_name or run.info.run_id,
+        stage=tags.get(Tag.STAGE) or run.name or run.run_id,
         metric=metric,
         value=metrics.get(task_metric_key(metric)) if metric else None,
         drop=metrics.get(Metric.DROP),
@@ -82,8 +81,8 @@ def strategy_of(run: Run, experiment: str) -> Strategy:
         evaluations=metrics.whole(Metric.EVALUATIONS),
         recipe_digest=tags.get(Tag.RECIPE_DIGEST),
         verdict=tags.get(Tag.VERDICT),
-        started=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="milliseconds"),
-        status=run.info.status,
+        started=datetime.fromtimestamp(run.started_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+        status=run.status,
         float_latency_ms=metrics.get(Metric.FLOAT_LATENCY_MS),
         latency_iqr_ms=metrics.get(Metric.LATENCY_IQR_MS),
         test_value=metrics.get(test_metric_key(metric)) if metric else None,

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow.entities import Metric as LoggedMetric
-from mlflow.entities import Run, RunData, RunInfo, RunTag
 
 from qtrack.errors import StoreError
 from qtrack.ingredients import execution_key
@@ -29,6 +27,7 @@ from qtrack.ledger.names import CAMPAIGN, STAGE, TARGET_MET, File, Shown, Tag, p
 from qtrack.ledger.notes import campaign_note, headline, stage_note
 from qtrack.ledger.outcomes import write_outcome
 from qtrack.ledger.references import reference_of
+from qtrack.ledger.rows import RunRow
 from qtrack.ledger.run import OpenRun
 from qtrack.ledger.spool import Spool
 from qtrack.ledger.strategy import Strategy, strategy_of
@@ -133,10 +132,9 @@ class CampaignWriter:
     def _strategy(self, result: StageResult) -> Strategy:
         tags = self.tags(STAGE) | _recipe_tags(result.outcome.recipe) | _result_tags(result)
         tags |= {Tag.STAGE: result.name, Tag.INDEX: str(result.index)}
-        points = [LoggedMetric(*point[:2], 0, 0) for point in points_of(result)]
         run_id = result.known.run_id if result.known else ""
-        info = RunInfo(run_id, self.experiment, "", "FINISHED", now_ms(), now_ms(), "active")
-        run = Run(info, RunData(points, [], [RunTag(name, value) for name, value in tags.items()]))
+        metrics = {point.key: point.value for point in points_of(result)}
+        run = RunRow(run_id, result.name, self.experiment, "FINISHED", now_ms(), tags, metrics)
         return strategy_of(run, self.setting.plan.task.name)
 
     def finish(self) -> None:

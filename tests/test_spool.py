@@ -135,6 +135,20 @@ def test_a_slow_store_is_left_alone_for_a_while(ledger, client, monkeypatch, cap
     )
 
 
+def test_a_store_that_is_away_is_asked_once_whether_it_knows_a_stage(ledger, monkeypatch, caplog):
+    asked = []
+
+    def silent(*_, **__):
+        asked.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+        away()
+
+    with ledger.campaign(setting()), monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "get_experiment_by_name", silent)
+        assert [ledger.known(setting().plan.task, question="q") for _ in range(3)] == [None] * 3
+    assert asked == ["1"]  # MLflow's own patience would be half a minute for each question
+    assert caplog.text.count("The work goes on") == 1
+
+
 def test_what_the_store_refuses_is_an_error_at_once_and_kept(ledger, client, monkeypatch):
     def refuse(*_, **__):
         raise MlflowException("no such run", 3001)  # RESOURCE_DOES_NOT_EXIST

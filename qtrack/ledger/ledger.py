@@ -88,14 +88,18 @@ class Ledger:
     def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
         """The finished stage with this question or execution on record, read back whole; None where none is.
 
-        One that is not whole any more is passed over, with a warning.
+        One that is not whole any more is passed over, with a warning. A store that has just not answered is
+        not asked.
         """
+        if self._spool.resting:
+            return None
         tag, key = (Tag.QUESTION, question) if question else (Tag.EXECUTION, execution)
         try:
-            experiment = self._store.experiment_named(task.name)
-            ids = [experiment.experiment_id] if experiment else []
-            for run in reversed(self._reader.finished(ids, {tag: str(key)})):
-                return self._known(run, task)
+            with self._spool.asking():
+                experiment = self._store.experiment_named(task.name)
+                ids = [experiment.experiment_id] if experiment else []
+                found = self._reader.finished(ids, {tag: str(key)})
+            return self._known(found[-1], task) if found else None
         except StoreError as error:
             log.warning("%s: it is executed again", error)
         return None

@@ -50,7 +50,7 @@ class Spool:
         """Of this process, the oldest first."""
         self._lenient = self._has_begun = False
         self._next_try = 0.0
-        self._told = False
+        self._told = self._away = False
         self.waiting = 0
         """Runs of the last session that the store has not all of."""
 
@@ -89,8 +89,9 @@ class Spool:
         except StoreAway as error:
             if not self._lenient:
                 raise
-            self._rest(RETRY_S, f"{error}. The work goes on; its record waits in {self.folder}")
+            self._gone(error)
             return
+        self._away = False
         took = time.monotonic() - began
         if self._told and took < SLOW_S:
             self._told = False
@@ -106,6 +107,25 @@ class Spool:
                 send(journal, self.store)
                 if journal.complete:
                     self._journals.remove(journal)
+
+    @property
+    def resting(self) -> bool:
+        """Did the store not answer just now, so that it is not to be asked for a while?"""
+        return self._lenient and self._away and time.monotonic() < self._next_try
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Questions to the store while work goes on: not worth a long wait where it does not answer."""
+        try:
+            with hurried(timeout_s=10):
+                yield
+        except StoreAway as error:
+            self._gone(error)
+            raise
+
+    def _gone(self, error: StoreAway) -> None:
+        self._away = True
+        self._rest(RETRY_S, f"{error}. The work goes on; its record waits in {self.folder}")
 
     def _rest(self, seconds: float, said: str) -> None:
         self._next_try = time.monotonic() + seconds
@@ -129,7 +149,7 @@ class Spool:
             log.warning("%d runs are not all in the tracking store; later: qtrack sync", len(self._journals))
         self.waiting = len(self._journals) if self._has_begun else 0
         self._journals.clear()
-        self._lenient = self._has_begun = self._told = False
+        self._lenient = self._has_begun = self._told = self._away = False
         self._next_try = 0.0
 
     def recover(self) -> list[Recovered]:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from ledger_made import PTQ, outcome, result, rows, setting, spec
+from ledger_made import PTQ, Lines, outcome, result, rows, setting, spec
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from qtrack.cli import main
 from qtrack.errors import StoreAway, StoreError
-from qtrack.ledger import Ledger, heart, journal
+from qtrack.ledger import Ledger, heart, journal, models
 from qtrack.ledger.run import FLUSH_POINTS
 
 pytest_plugins = ("ledger_store",)
@@ -317,6 +318,47 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(ledger, client, mon
     assert "\n" not in str(raised.value)
     Ledger.open().sync()
     assert dict(statuses(client)) == {"campaign": "KILLED", "float": "FINISHED", "ptq": "KILLED"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte, that anything else in it fills."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)])
+    if done.returncode:
+        pytest.skip("mounting is not permitted")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_files_that_the_disk_does_not_take_are_one_line(small_disk):
+    made = journal.Journal.create(small_disk, journal.Header("a", "s", "0", "n", {}, 0))
+    with (
+        pytest.raises(StoreError, match="no space left on the device; what was finished is kept"),
+        made.files() as folder,
+    ):
+        (folder / "big").write_bytes(bytes(2 << 20))
+    made.leave()
+
+
+def test_a_model_that_the_disk_does_not_take_is_an_error_and_not_left_out(small_disk):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes((1 << 20) - 4096))
+    with pytest.raises(OSError, match="No space left"):
+        models.save(Lines(), outcome(), small_disk / "model")
+    assert list(small_disk.iterdir()) == [ballast]
+
+
+def test_a_figure_that_the_disk_does_not_take_is_an_error(ledger, client, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    drawing = Ledger.open(figures=lambda _: [("f", Figure())])
+    with pytest.raises(StoreError, match="no space left"), drawing.campaign(setting()) as campaign:
+        record_stage(campaign)
+    assert dict(statuses(client))["ptq"] == "FAILED"
 
 
 def test_an_entry_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ left. Entries are written under another name and renamed, so that none is ever h
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -24,7 +23,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from qtrack.errors import StoreError
+from qtrack.errors import QtrackError, StoreError
+from qtrack.ledger.preflight import disk_is_full
 
 HEADER, LOCK, DONE = "run.json", "lock", "done-"
 Entry = Mapping[str, Any]
@@ -105,7 +105,7 @@ class Journal:
         shutil.rmtree(waiting, ignore_errors=True)
         with writing(self.folder):
             waiting.mkdir()
-        yield waiting
+            yield waiting
         if next(waiting.iterdir(), None) is None:
             return
         name = f"{self._last + 1:06d}"
@@ -150,8 +150,10 @@ def writing(folder: Path) -> Iterator[None]:
     """Say in one line where the disk does not take what is written."""
     try:
         yield
+    except QtrackError:  # said already, and some are OSErrors themselves
+        raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = disk_is_full(error)
         said = "no space left on the device" if full else (error.strerror or str(error)).lower()
         advice = "; what was finished is kept: free some and start the same command again" if full else ""
         raise StoreError(f"cannot write to {folder}: {said}{advice}") from error

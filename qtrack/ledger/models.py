@@ -6,7 +6,9 @@ A statically quantized convolutional model pickles without complaint and can nev
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from torch.utils._pytree import tree_flatten
 
 from qtrack.errors import QtrackError, RecipeError, StoreError
 from qtrack.ledger.masking import mask_secrets
+from qtrack.ledger.preflight import disk_is_full
 from qtrack.outcome import Outcome
 from qtrack.reading import read_text
 from qtrack.recipe import Recipe, recipe_from_yaml, recipe_to_yaml
@@ -38,12 +41,15 @@ def save(task: Task, outcome: Outcome, folder: Path, reference: str = "", run_id
 
     It is an MLflow model as well, of this run and with the task found by ``reference``, where it has inputs
     and outputs that MLflow knows.
+    A full disk is no such reason, but an OSError: with some space, the stage can be done again and be whole.
     """
     try:
         _write(outcome, folder)
         output = _compared(task, outcome, folder)
     except Exception as error:  # whatever a model of the user's may do; the stage's other results stay
         shutil.rmtree(folder, ignore_errors=True)
+        if disk_is_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         reason = (mask_secrets(str(error)).strip().splitlines() or [type(error).__name__])[0][:250]
         log.warning("the model is not saved: %s", reason)
         return f"not saved: {reason}"
@@ -116,8 +122,9 @@ def _reason(error: Exception) -> str:
 
 def _write(outcome: Outcome, folder: Path) -> None:
     folder.mkdir(parents=True)
-    torch.save(outcome.model.state_dict(), folder / STATE)
-    torch.save(outcome.example, folder / EXAMPLE)
+    for name, content in ((STATE, outcome.model.state_dict()), (EXAMPLE, outcome.example)):
+        with (folder / name).open("wb") as file:  # given a path, torch does not say that the disk is full
+            torch.save(content, file)
     (folder / RECIPE).write_text(recipe_to_yaml(outcome.recipe), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ than one.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,7 +116,7 @@ def explain(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror or error}"
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed, which this kind of store needs"
-    text = " ".join(_chain(error)).lower()
+    text = " ".join(map(str, _chain(error))).lower()
     for needle, meaning in _MEANINGS.items():
         if needle in text:
             return meaning
@@ -123,10 +124,16 @@ def explain(error: BaseException) -> str:
     return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
 
 
-def _chain(error: BaseException | None) -> Iterator[str]:
+def disk_is_full(error: BaseException) -> bool:
+    """Is that what the error came from, whatever a library has made of it?"""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(isinstance(one, OSError) and one.errno in full for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what it came from, and so on."""
     while error is not None:
-        yield str(error)
+        yield error
         error = error.__cause__ or error.__context__
 
 

@@ -26,6 +26,7 @@ from qtrack.ledger.metrics import points_of
 from qtrack.ledger.names import CAMPAIGN, STAGE, TARGET_MET, File, Shown, Tag, params_of
 from qtrack.ledger.notes import campaign_note, headline, stage_note
 from qtrack.ledger.outcomes import write_outcome
+from qtrack.ledger.preflight import disk_is_full
 from qtrack.ledger.references import reference_of
 from qtrack.ledger.rows import RunRow
 from qtrack.ledger.run import OpenRun
@@ -227,12 +228,14 @@ class StageWriter:
         )
 
     def _draw(self, folder: Path, result: StageResult) -> None:
-        """Figures are an extra: one that fails is a warning."""
+        """Figures are an extra: one that fails is a warning, unless the disk is full."""
         try:
             for name, figure in self.campaign.figures(result) if self.campaign.figures else ():
                 (folder / File.FIGURES).mkdir(exist_ok=True)
                 figure.savefig(folder / File.FIGURES / f"{name}.png", dpi=FIGURE_DPI)
         except Exception as error:
+            if disk_is_full(error):
+                raise
             log.warning("%s: a figure could not be drawn: %s: %s", result.name, type(error).__name__, error)
 
 

@@ -272,6 +272,16 @@ def test_a_killed_process_loses_nothing_that_it_had_recorded(ledger, client, mom
     assert waiting() == []
 
 
+def test_a_record_that_never_began_is_removed_once_it_is_old(ledger):
+    young, old = Path(".qtrack/spool/young"), Path(".qtrack/spool/old")
+    for folder in (young, old):
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+    os.utime(old, (0, time.time() - 3600))
+    assert ledger.sync() == []
+    assert [path.name for path in waiting()] == ["young"]
+
+
 def test_the_record_of_a_process_that_lives_is_left_alone(ledger, client):
     with ledger.campaign(setting()) as campaign, campaign.stage(spec("ptq"), 0) as stage:
         stage.begin()

@@ -27,6 +27,8 @@ from qtrack.errors import QtrackError, StoreError
 from qtrack.ledger.preflight import disk_is_full
 
 HEADER, LOCK, DONE = "run.json", "lock", "done-"
+BEGINNING_S = 60.0
+"""A folder without a header may belong to a process that is about to write it; an older one does not."""
 Entry = Mapping[str, Any]
 
 
@@ -71,13 +73,15 @@ class Journal:
 
     @classmethod
     def abandoned(cls, folder: Path) -> Self | None:
-        """What a dead process left; None where its process lives, or it never began."""
+        """What a dead process left; None where its process lives, or it never began: then it is removed."""
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)
             header = Header(**json.loads((folder / HEADER).read_text(encoding="utf-8")))
         except (Timeout, FileNotFoundError):
             lock.release()
+            if not (folder / HEADER).exists() and _age_s(folder) > BEGINNING_S:
+                shutil.rmtree(folder, ignore_errors=True)
             return None
         return cls(folder, header, lock, fresh=False)
 
@@ -172,6 +176,13 @@ def _write(path: Path, data: Any) -> None:
         with suppress(OSError):
             new.unlink()
         raise
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # somebody else was quicker
+        return 0.0
 
 
 def now_ms() -> int:

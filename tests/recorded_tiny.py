@@ -12,7 +12,16 @@ from click.testing import CliRunner
 from qtrack import Ledger
 from qtrack.cli import main
 
-TASK = "import sys\nsys.path.insert(0, {tests!r})\nimport tiny\n\n\nclass Mine(tiny.Tiny):\n    pass\n"
+TASK = """\
+import sys
+sys.path.insert(0, {tests!r})
+import tiny
+import tiny_helper
+
+
+class Mine(tiny.Tiny):
+    pass
+"""
 PIPELINE = {
     "name": "tiny",
     "task": "tiny_task.py:Mine",
@@ -23,6 +32,7 @@ PIPELINE = {
 
 def write_task(folder):
     (folder / "tiny_task.py").write_text(TASK.format(tests=str(Path(__file__).parent)))
+    (folder / "tiny_helper.py").write_text("FACTOR = 1\n")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(PIPELINE))
 
 

@@ -109,6 +109,7 @@ def test_a_record_from_elsewhere_is_named_and_the_bits_still_compared(folder, na
     [
         ("reduce_range: false", "reduce_range: true", {"recipe"}),
         ("engine: x86", "engine: onednn", {"recipe", "engine"}),
+        ("bins: 2048", "bins: 1024", {"recipe"}),
     ],
 )
 def test_another_recipe_is_named(folder, was, now, named):
@@ -129,6 +130,11 @@ def test_an_edited_task_is_named_and_white_space_is_not(folder):
     assert names(reproduce("ptq")) == set()
     path.write_text(path.read_text().replace("pass", "extra = 1"))
     assert names(reproduce("ptq")) == {"source.task"}
+
+
+def test_an_edited_file_that_the_task_imports_is_named(folder):
+    (folder / "tiny_helper.py").write_text("FACTOR = 2\n")
+    assert names(reproduce("ptq")) == {"source.imports"}
 
 
 def test_the_recorded_number_of_threads_is_set_for_the_execution(folder, monkeypatch):

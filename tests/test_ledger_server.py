@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 from ledger_made import PTQ, STAGES, outcome, record, result, rows, setting, spec
 from mlflow import MlflowClient
+from servers import mlflow_server
 
 from qtrack.errors import StoreError
 from qtrack.ledger import Ledger
 
 pytest_plugins = ("ledger_store",)
-
-START_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -30,36 +22,8 @@ def server(empty_store, tmp_path_factory):
     """The address of a server with a store of its own."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db"]
-    command += ["--artifacts-destination", "./artifacts", "--serve-artifacts", "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "server.log").open("wb") as said:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_healthy(address, process)
+    with mlflow_server(folder) as address:
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
-
-
-def wait_until_healthy(address, process):
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=2).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail("the server did not start")
 
 
 def test_a_campaign_comes_back_from_a_server(server):

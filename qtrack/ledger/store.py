@@ -14,7 +14,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from qtrack.errors import QtrackError, StoreAway, StoreError
-from qtrack.ledger import sqlite_file
+from qtrack.ledger import postgres, sqlite_file
 from qtrack.ledger.masking import mask_secrets
 from qtrack.ledger.preflight import DATABASES, check, explain, failure, may_pass, scheme_of, sqlite_path
 from qtrack.ledger.quiet import silence_logs
@@ -98,15 +98,24 @@ def open_store(uri: str | None = None, folder: Path | None = None) -> Store:
     started = time.perf_counter()
     silence_logs()
     check(uri)
-    path = sqlite_path(uri)
     try:
-        client = _connected(uri) if path is None else sqlite_file.opened(uri, path, lambda: _connected(uri))
+        client = _opened(uri)
     except QtrackError:
         raise
     except Exception as error:
         raise failure(uri, explain(error)) from error
     silence_logs()  # a migration sets the levels of its own loggers
     return Store(uri, client, time.perf_counter() - started)
+
+
+def _opened(uri: str) -> MlflowClient:
+    """Where processes could create a database together, one after the other."""
+    path = sqlite_path(uri)
+    if path is not None:
+        return sqlite_file.opened(uri, path, lambda: _connected(uri))
+    if scheme_of(uri) == "postgresql":
+        return postgres.opened(uri, lambda: _connected(uri))
+    return _connected(uri)
 
 
 def _connected(uri: str) -> MlflowClient:

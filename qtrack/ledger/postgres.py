@@ -1,4 +1,4 @@
-"""Opening a PostgreSQL store alone: processes that create MLflow's tables together break each other's work."""
+"""Opening a PostgreSQL store alone: processes that create MLflow's tables together break their work."""
 
 from __future__ import annotations
 

@@ -360,6 +360,15 @@ def test_a_model_that_the_disk_does_not_take_is_an_error_and_not_left_out(small_
     assert list(small_disk.iterdir()) == [ballast]
 
 
+def test_a_description_of_the_model_that_the_disk_does_not_take_is_an_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qtrack.ledger.mlmodel.Model.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        models.save(Lines(), outcome(), tmp_path / "model")
+
+
 def test_a_figure_that_the_disk_does_not_take_is_an_error(ledger, client, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -40,16 +40,15 @@ def save(task: Task, outcome: Outcome, folder: Path, reference: str = "", run_id
     """Write the model into a new folder; returns ``saved``, or ``not saved: REASON`` and leaves no folder.
 
     It is an MLflow model as well, of this run and with the task found by ``reference``, where it has inputs
-    and outputs that MLflow knows.
-    A full disk is no such reason, but an OSError: with some space, the stage can be done again and be whole.
+    and outputs that MLflow knows. A full disk is no reason but an OSError: with some space, the stage can
+    be done again and be whole.
     """
     try:
         _write(outcome, folder)
         output = _compared(task, outcome, folder)
     except Exception as error:  # whatever a model of the user's may do; the stage's other results stay
         shutil.rmtree(folder, ignore_errors=True)
-        if disk_is_full(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        _stop_if_full(error)
         reason = (mask_secrets(str(error)).strip().splitlines() or [type(error).__name__])[0][:250]
         log.warning("the model is not saved: %s", reason)
         return f"not saved: {reason}"
@@ -64,7 +63,13 @@ def _describe(folder: Path, outcome: Outcome, output: Any, reference: str, run_i
     try:
         describe(folder, outcome, output, reference, run_id)
     except Exception as error:  # whatever a model of the user's may take and give
+        _stop_if_full(error)
         log.info("the saved model is no MLflow model: %s", _reason(error))
+
+
+def _stop_if_full(error: Exception) -> None:
+    if disk_is_full(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def load(task: Task, folder: Path) -> nn.Module:

@@ -26,7 +26,7 @@ def recorded(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(recorded, monkeypatch):
+def recorded_folder(recorded, monkeypatch):
     monkeypatch.chdir(recorded[0])
     monkeypatch.setitem(sys.modules, "tiny", tiny)  # other tests load it from its file
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{recorded[0]}/mlflow.db")

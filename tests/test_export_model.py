@@ -16,6 +16,12 @@ from qtrack.recipe import Override, Recipe, Training, WeightOnly
 
 pytest_plugins = ("recorded_store",)
 
+
+@pytest.fixture
+def folder(recorded_folder):
+    return recorded_folder
+
+
 IMAGES = tiny.samples(8, 4)[0]
 PTQ = Recipe(engine="x86")
 

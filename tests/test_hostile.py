@@ -33,10 +33,17 @@ from qtrack.report.tables import layers
 from qtrack.task import load_recorded_task
 
 pytest_plugins = ("recorded_store", "ledger_store")
+
+
+@pytest.fixture
+def folder(recorded_folder):
+    return recorded_folder
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own, at its import
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e"
-QUICK_S = 10.0
+QUICK_S = 60.0  # on the slowest machine; a bomb that goes off takes hours
 
 
 @contextmanager

@@ -17,6 +17,13 @@ from qtrack.api import promote, reproduce
 from qtrack.errors import InputError, RunNotFound, StoreError
 
 pytest_plugins = ("recorded_store", "ledger_store")
+
+
+@pytest.fixture
+def folder(recorded_folder):
+    return recorded_folder
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own, at its import
 
 IMAGES = tiny.samples(8, 4)[0]

@@ -30,6 +30,13 @@ IMAGES = tiny.samples(8, 4)[0]
 
 
 pytest_plugins = ("recorded_store",)
+
+
+@pytest.fixture
+def folder(recorded_folder):
+    return recorded_folder
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own, at its import
 
 

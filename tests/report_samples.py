@@ -103,7 +103,8 @@ def evaluation(predictions, labels):
 
 
 def outcome(**changes):
-    plain = {"recipe": Recipe(), "build": lambda: None, "example": None, "metric": "accuracy", "size_bytes": 1000}
+    plain = {"recipe": Recipe(), "build": lambda: None, "example": None, "metric": "accuracy"}
+    plain |= {"size_bytes": 1000}
     plain |= {"validation": Evaluation(np.ones(8)), "cost": Cost(1.0, {}, 8, 1)}
     return Outcome(**{**plain, **changes})
 

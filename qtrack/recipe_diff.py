@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from qtrack.recipe import Recipe
 Fields = list[tuple[str, str]]
 Steps = list[tuple[Fields, Fields]]
 """What is gone and what has come, piece by piece."""
+OVERRIDES = "overrides"
 
 
 class Changed(NamedTuple):
@@ -40,6 +42,36 @@ def changed_fields(was: Recipe, now: Recipe) -> list[Changed]:
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     steps = [(old[a:b], new[c:d]) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal"]
     return [changed for path in _paths(steps) for changed in _of_path(path, steps)]
+
+
+def differing_fields(recipes: Sequence[Recipe]) -> dict[str, list[str | None]]:
+    """Fields that are not the same in all of them, each with its value in every one; overrides by number.
+
+    None: a recipe has no such field. Within the default scheme that is no difference of its own, since it
+    follows from the mode or from the kind of observer, which stand there as well.
+    """
+    found = [dict(_numbered(recipe)) for recipe in recipes]
+    names = dict.fromkeys(name for fields in found for name in fields)
+    rows = {name: [fields.get(name) for fields in found] for name in names if not _is_parent(name, names)}
+    return {name: values for name, values in rows.items() if _differ(name, values)}
+
+
+def _numbered(recipe: Recipe) -> Fields:
+    """Each field under a name of its own."""
+    fields, count = _fields(recipe), itertools.count()
+    return [(f"{path}.{next(count)}" if path == OVERRIDES else path, value) for path, value in fields]
+
+
+def _is_parent(name: str, names: Iterable[str]) -> bool:
+    """Is it null in one recipe, and has fields in another?"""
+    return any(other.startswith(f"{name}.") for other in names)
+
+
+def _differ(name: str, values: Sequence[str | None]) -> bool:
+    told = [value for value in values if value is not None]
+    if name.startswith("default.") or set(told) == {"null"}:
+        return len(set(told)) > 1
+    return len(set(values)) > 1
 
 
 def _paths(steps: Steps) -> Iterator[str]:

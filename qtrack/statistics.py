@@ -69,7 +69,7 @@ def samples_needed(drop: Drop, max_drop: float) -> int | None:
     That is at the same rates, which are read back from the interval: as other samples have rates of their
     own, so many decide about every second time. None where no number does, as the drop is the limit itself.
     """
-    interval = _interval_by_samples(drop)
+    interval = _interval_by_samples(drop) if drop.samples > 0 else None
     if interval is None or math.isclose(drop.value, max_drop, abs_tol=1e-9):
         return None
 

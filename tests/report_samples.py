@@ -46,22 +46,23 @@ FLOAT = strategy(
     float_layers=17,
     seconds=2.1,
     evaluations=1,
+    forward_samples=960,
 )
 PTQ = strategy(
     "ptq", 0.1208, (0.8625, 0.8374, 0.8876), False, sqnr_db=-1.41, size_bytes=41_000, latency_ms=0.423,
-    float_layers=0, worst_layer="blocks.1.depthwise", seconds=3.52, evaluations=1,
+    float_layers=0, worst_layer="blocks.1.depthwise", seconds=3.52, evaluations=1, forward_samples=1_280,
 )  # fmt: skip
 PER_CHANNEL = strategy(
     "per_channel", 0.9278, (0.0555, 0.0385, 0.0726), False, sqnr_db=14.2, size_bytes=44_120, latency_ms=0.43,
-    float_layers=0, worst_layer="blocks.3.depthwise", seconds=3.61, evaluations=1,
+    float_layers=0, worst_layer="blocks.3.depthwise", seconds=3.61, evaluations=1, forward_samples=1_280,
 )  # fmt: skip
 QAT = strategy(
     "qat", 0.9764, (0.0069, -0.0021, 0.016), True, sqnr_db=21.8, size_bytes=44_120, latency_ms=0.43,
-    float_layers=0, worst_layer="blocks.3.depthwise", seconds=143.5, evaluations=1,
+    float_layers=0, worst_layer="blocks.3.depthwise", seconds=143.5, evaluations=1, forward_samples=12_080,
 )  # fmt: skip
 FALLBACK = strategy(
     "fallback", 0.9722, (0.0111, 0.0011, 0.0212), None, sqnr_db=24.3, size_bytes=58_304, latency_ms=0.521,
-    float_layers=3, worst_layer="blocks.0.project", seconds=22.8, evaluations=5,
+    float_layers=3, worst_layer="blocks.0.project", seconds=22.8, evaluations=5, forward_samples=4_800,
 )  # fmt: skip
 BROKEN = strategy("broken", seconds=0.4, status="FAILED")
 STRATEGIES = [FLOAT, PTQ, PER_CHANNEL, QAT, FALLBACK, BROKEN]
@@ -103,8 +104,13 @@ def evaluation(predictions, labels):
 
 
 def outcome(**changes):
-    plain = {"recipe": Recipe(), "build": lambda: None, "example": None, "metric": "accuracy"}
-    plain |= {"size_bytes": 1000}
+    plain = {
+        "recipe": Recipe(),
+        "build": lambda: None,
+        "example": None,
+        "metric": "accuracy",
+        "size_bytes": 1000,
+    }
     plain |= {"validation": Evaluation(np.ones(8)), "cost": Cost(1.0, {}, 8, 1)}
     return Outcome(**{**plain, **changes})
 

@@ -23,9 +23,10 @@ from report_samples import (
 from qtrack.cli.render import drawn
 from qtrack.report import cells
 from qtrack.report.cells import Scale
+from qtrack.report.comparison import comparison
 from qtrack.report.difference import difference, explanation
 from qtrack.report.sources import main_sources, worst_first
-from qtrack.report.tables import comparison, layers, moved, paired_layers
+from qtrack.report.tables import layers, moved, paired_layers
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = [asdict(row) for row in LAYERS]
@@ -71,7 +72,7 @@ def test_nothing_is_shortened_where_no_width_is_given():
 
 
 def test_a_run_that_did_not_finish_shows_its_status():
-    assert comparison([BROKEN]).rows[0][3] == "FAILED"
+    assert comparison([BROKEN]).rows[0][4] == "FAILED"
 
 
 def test_each_of_several_campaigns_has_its_line():
@@ -83,12 +84,12 @@ def test_each_of_several_campaigns_has_its_line():
 
 def test_a_metric_outside_0_to_1_is_no_percentage():
     table = comparison([strategy("ptq", 31.256, (0.5, 0.25, 0.75), False, metric="psnr")])
-    assert table.columns[1].title == "psnr\n"
-    assert table.rows[0][1:3] == ("31.26", "0.50 [0.25, 0.75]")
+    assert table.columns[2].title == "psnr\n"
+    assert table.rows[0][2:4] == ("31.26", "0.50 [0.25, 0.75]")
 
 
 def test_many_samples_give_the_metric_another_digit():
-    assert comparison([replace(PER_CHANNEL, samples=50_000)]).rows[0][1] == "92.78"
+    assert comparison([replace(PER_CHANNEL, samples=50_000)]).rows[0][2] == "92.78"
 
 
 def test_layers_in_float_come_last():

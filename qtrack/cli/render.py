@@ -17,7 +17,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from qtrack.report.cells import REPLACED, visible
-from qtrack.report.tables import Table, comparison
+from qtrack.report.comparison import comparison_view
+from qtrack.report.tables import Table
 
 if TYPE_CHECKING:
     from qtrack.ledger import Strategy
@@ -41,10 +42,11 @@ def terminal_width() -> int | None:
 
 def strategies(found: Sequence[Strategy], *, as_json: bool) -> None:
     """Print strategies on stdout; what belongs below the table goes to stderr."""
+    view = comparison_view(found, terminal_width())
     if as_json:
-        print_json([strategy.to_dict() for strategy in found])
+        print_json(view.records)
     else:
-        show(comparison(found, terminal_width()))
+        show(view.table)
 
 
 def print_json(data: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from qtrack.ledger.artifacts import Artifacts, corrupt, shown
 from qtrack.ledger.files import read_json, read_layers
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
-from qtrack.ledger.outcomes import NEEDED, read_outcome
+from qtrack.ledger.outcomes import NEEDED, Samples, read_outcome, read_samples
 from qtrack.ledger.read import Reader
 from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
@@ -23,6 +23,7 @@ from qtrack.ledger.rows import RunRow
 from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
+from qtrack.ledger.tags import tags_of
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
@@ -203,6 +204,19 @@ class Ledger:
         layers = tuple(row["layer"] for row in self.layers(run.run_id))
         with self._artifacts.copy(run, File.SAMPLES) as samples:
             return recorded_of(run, self.recipe(run.run_id), self._fingerprint(run), samples, layers)
+
+    def samples(self, reference: str) -> Samples:
+        """What a run's model and the float model did on each validation sample."""
+        run = self._run(reference)
+        with self._artifacts.copy(run, File.SAMPLES) as path:
+            try:
+                return read_samples(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise corrupt(run, File.SAMPLES, error) from error
+
+    def tags(self, strategies: Sequence[Strategy]) -> dict[str, Mapping[str, str]]:
+        """The tags of each strategy's run, by its id."""
+        return tags_of(self._reader, strategies, list(self._experiments()))
 
     def model(self, reference: str, task: Task) -> nn.Module:
         """The model that a run saved, built from the task and checked; raises StoreError in one line."""

@@ -28,6 +28,13 @@ class Kept(NamedTuple):
     cost: Cost
 
 
+class Samples(NamedTuple):
+    """What the float model did on each validation sample, and a stage's model on the same."""
+
+    baseline: Evaluation
+    quantized: Evaluation
+
+
 def write_outcome(folder: Path, outcome: Outcome, baseline: Outcome) -> None:
     """All of it that stands in no other file: samples, and single values."""
     _write_samples(folder / File.SAMPLES, outcome.validation, baseline.validation)
@@ -88,6 +95,19 @@ def read_evaluation(path: Path, facts: Mapping[str, Any] | None = None) -> Evalu
         extra=facts.get("extra", {}),
         nonfinite=facts.get("nonfinite", 0),
     )
+
+
+def read_samples(path: Path) -> Samples:
+    """The same with the float model's scores and predictions; raises as ``read_evaluation`` does."""
+    import pandas as pd
+
+    table = pd.read_parquet(path)
+    labels = _classes(table["label"])
+    quantized, baseline = (
+        Evaluation(table[f"{side}score"].to_numpy(float), labels, _classes(table[f"{side}prediction"]))
+        for side in ("", "float_")
+    )
+    return Samples(baseline, quantized)
 
 
 def _classes(column: Any) -> NDArray[np.int64] | None:

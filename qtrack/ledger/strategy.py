@@ -51,6 +51,8 @@ class Strategy:
     experiment: str
     origin: str | None
     """The campaign that executed it, where this one only refers to its run."""
+    forward_samples: int | None
+    """Samples that went through a model, whatever for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -91,6 +93,7 @@ def strategy_of(run: RunRow, experiment: str) -> Strategy:
         samples=whole(number(tags.get(Tag.SAMPLES))),
         experiment=experiment,
         origin=tags.get(Tag.ORIGIN),
+        forward_samples=metrics.whole(Metric.FORWARD_SAMPLES),
     )
 
 

@@ -36,7 +36,7 @@ from qtrack.report.canvas import (
 )
 from qtrack.report.cells import Scale, shortened, size_unit
 from qtrack.report.layer_figures import layers_figure
-from qtrack.report.tables import scale_of
+from qtrack.report.verdict import scale_of
 
 if TYPE_CHECKING:
     from qtrack.ledger import Strategy

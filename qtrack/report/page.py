@@ -17,6 +17,7 @@ from qtrack.report.cells import visible
 from qtrack.report.tables import Table
 
 MARKED = ' class="marked"'
+VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 STYLE = """\
 body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; background: #fff; color: #22262b;
        font: 15px/1.45 system-ui, sans-serif; }
@@ -26,6 +27,7 @@ th, td { padding: 0.1rem 0.6rem; text-align: left; white-space: pre; }
 th { border-bottom: 1px solid #8c9196; vertical-align: bottom; }
 tr:hover td { background: #f1f3f5; }
 tr.marked td { font-weight: bold; }
+tr.heading td { padding-top: 0.5rem; color: #5a6068; }
 .right { text-align: right; }
 .wide { overflow-x: auto; }
 p { margin: 0.2rem 0; font-size: 13px; }
@@ -37,18 +39,18 @@ def _png(figure: Figure, title: str, table: Table) -> bytes:
 
 
 def _svg(figure: Figure, title: str, table: Table) -> bytes:
-    return _drawing(figure).encode()
+    return drawing(figure).encode()
 
 
 def _html(figure: Figure, title: str, table: Table) -> bytes:
-    return page(title, _drawing(figure), table).encode()
+    return page(title, table, drawing(figure)).encode()
 
 
 FORMATS: dict[str, Callable[[Figure, str, Table], bytes]] = {".png": _png, ".svg": _svg, ".html": _html}
 """Contents of a file by the ending of its name."""
 
 
-def _drawing(figure: Figure) -> str:
+def drawing(figure: Figure) -> str:
     """An SVG; the comments that matplotlib puts in it hold each text as it was given."""
     return visible(_saved(figure, "svg").decode(), keep="\n\t")
 
@@ -65,29 +67,39 @@ def _text(text: str) -> str:
     return escape(visible(text, keep="\n"))
 
 
-def page(title: str, svg: str, table: Table) -> str:
-    """An HTML page with a drawing and the table below it."""
+def page(title: str, table: Table, svg: str = "", sentences: Sequence[str] = ()) -> str:
+    """An HTML page with a drawing, if there is one, the table below it, and what it comes to."""
     notes = "".join(f"<p>{_text(note)}</p>\n" for note in table.notes)
+    verdict = "".join(f"<p><strong>{_text(sentence)}</strong></p>\n" for sentence in sentences)
+    drawn = f'<div role="img" aria-label="{_text(title)}">\n{inline(svg)}</div>\n' if svg else ""
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n"
-        f'<div role="img" aria-label="{_text(title)}">\n{_inline(svg)}</div>\n'
-        f'<div class="wide">\n{_html_table(table)}</div>\n{notes}</body>\n</html>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{VIEWPORT}\n'
+        f"<title>{_text(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+        f'{drawn}<div class="wide">\n{html_table(table)}</div>\n{notes}{verdict}</body>\n</html>\n'
     )
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """An SVG as it stands within a page: without its prolog and metadata."""
     return re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 
 
-def _html_table(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """A table whose cells are text, whatever they hold."""
     heading = _cells("th", [column.title for column in table.columns], table)
-    rows = (
-        f"<tr{MARKED if position in table.marked else ''}>{_cells('td', row, table)}</tr>\n"
-        for position, row in enumerate(table.rows)
+    rows = "".join(_html_row(table, position) for position in range(len(table.rows)))
+    return f"<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
+
+
+def _html_row(table: Table, position: int) -> str:
+    """With the lines that stand above it."""
+    above = "".join(
+        f'<tr class="heading"><td colspan="{len(table.columns)}">{_text(line)}</td></tr>\n'
+        for place, line in table.headings
+        if place == position
     )
-    return f"<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>\n"
+    marked = MARKED if position in table.marked else ""
+    return f"{above}<tr{marked}>{_cells('td', table.rows[position], table)}</tr>\n"
 
 
 def _cells(tag: str, texts: Sequence[str], table: Table) -> str:

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from qtrack.report.cells import (
-    NONE,
-    Scale,
-    bar,
-    number,
-    shortened,
-    significant,
-    size,
-    size_unit,
-)
+from qtrack.report.cells import NONE, bar, number
 from qtrack.report.sources import Row, main_sources, source_note, worst_first
 
-if TYPE_CHECKING:
-    from qtrack.ledger import Strategy
-
-ANSWERS = {True: "yes", False: "no", None: "not sure"}
-SHORTEST_NAME = 12
 MARK = "*"
 
 
@@ -53,124 +39,6 @@ class Table(NamedTuple):
 
 def _width(cell: str) -> int:
     return max(map(len, cell.splitlines()), default=0)
-
-
-def comparison(strategies: Sequence[Strategy], width: int | None = None) -> Table:
-    """Strategies side by side; where a width is given, names of layers are shortened until they fit it."""
-    table = _comparison(strategies, None)
-    if width and table.width > width:
-        longest = max(len(s.worst_layer or "") for s in strategies)
-        return _comparison(strategies, max(longest - (table.width - width), SHORTEST_NAME))
-    return table
-
-
-def _comparison(strategies: Sequence[Strategy], name_width: int | None) -> Table:
-    scale = scale_of(strategies)
-    unit, bytes_per_unit = size_unit(s.size_bytes for s in strategies)
-    columns = (
-        Column("stage", "left"),
-        Column(f"{_only(s.metric for s in strategies) or 'metric'}\n{scale.unit}"),
-        Column(f"drop [{_confidence(strategies)}]\n{scale.difference_unit}"),
-        Column("target\nmet", "left"),
-        Column("SQNR\ndB"),
-        Column(f"size\n{unit}"),
-        Column("latency\nms/float"),
-        Column("float\nlayers"),
-        Column("worst layer", "left"),
-        Column("time\ns"),
-        Column("evals"),
-    )
-    drops = _intervals([(s.drop, s.drop_low, s.drop_high) for s in strategies], scale)
-    rows = tuple(
-        (
-            s.stage,
-            scale.text(s.value),
-            drop,
-            _answer(s),
-            number(s.sqnr_db, 1),
-            size(s.size_bytes, bytes_per_unit),
-            _latency(s),
-            _float_layers(s),
-            _name(s.worst_layer, name_width),
-            number(s.seconds, 1 if (s.seconds or 0) < 100 else 0),
-            number(s.evaluations),
-        )
-        for drop, s in zip(drops, strategies, strict=True)
-    )
-    return Table(columns, rows, tuple(_notes(strategies, scale)), tuple(_campaigns(strategies)))
-
-
-def scale_of(strategies: Iterable[Strategy]) -> Scale:
-    """How these strategies' metric is written."""
-    known = list(strategies)
-    return Scale.of((s.value for s in known), max((s.samples or 0 for s in known), default=None))
-
-
-def _notes(strategies: Sequence[Strategy], scale: Scale) -> Iterable[str]:
-    samples = _only(s.samples for s in strategies)
-    max_drop = _only(s.max_drop for s in strategies)
-    if samples:
-        yield f"{_only(s.metric for s in strategies) or 'metric'} over {samples:,} validation samples"
-    if max_drop is not None:
-        yield f"target: a drop of at most {scale.with_unit(max_drop)}, {_confidence(strategies)} sure"
-
-
-def _confidence(strategies: Sequence[Strategy]) -> str:
-    confidence = _only(s.confidence for s in strategies)
-    return "interval" if confidence is None else f"{100 * confidence:g}%"
-
-
-def _only(values: Iterable[Any]) -> Any:
-    """The one value that all share which have any, else None."""
-    found = {value for value in values if value is not None}
-    return found.pop() if len(found) == 1 else None
-
-
-def _campaigns(strategies: Sequence[Strategy]) -> Iterable[tuple[int, str]]:
-    """Where each campaign begins, if there are several."""
-    if len({s.campaign for s in strategies}) > 1:
-        for i, s in enumerate(strategies):
-            if i == 0 or s.campaign != strategies[i - 1].campaign:
-                yield i, s.campaign or "without a campaign"
-
-
-def _intervals(drops: Sequence[tuple[float | None, float | None, float | None]], scale: Scale) -> list[str]:
-    """``0.6 [-0.1, 1.2]``, the numbers below each other."""
-    cells = [tuple(scale.text(part) for part in drop) for drop in drops]
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        NONE if drop[0] is None else f"{value:>{wide[0]}} [{low:>{wide[1]}}, {high:>{wide[2]}}]"
-        for drop, (value, low, high) in zip(drops, cells, strict=True)
-    ]
-
-
-def _answer(strategy: Strategy) -> str:
-    if strategy.status != "FINISHED":
-        return strategy.status
-    return ANSWERS[strategy.target_met] if strategy.drop is not None else NONE
-
-
-def _latency(strategy: Strategy) -> str:
-    if strategy.latency_ms is None:
-        return NONE
-    return f"{_milliseconds(strategy.latency_ms)}/{_milliseconds(strategy.float_latency_ms)}"
-
-
-def _float_layers(strategy: Strategy) -> str:
-    """The float model has no layer that was compared: all of it ran in float."""
-    return (
-        "all"
-        if strategy.value is not None and strategy.worst_layer is None
-        else number(strategy.float_layers)
-    )
-
-
-def _milliseconds(value: float | None) -> str:
-    return significant(value, 3 if value and value >= 1 else 2)
-
-
-def _name(name: str | None, width: int | None) -> str:
-    return NONE if name is None else shortened(name, width) if width else name
 
 
 def layers(rows: Sequence[Row], limit: int | None = None) -> Table:

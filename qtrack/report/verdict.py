@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qtrack.report.cells import Scale, size, size_unit
-from qtrack.report.tables import scale_of
 
 if TYPE_CHECKING:
     from qtrack.ledger import Strategy
@@ -46,6 +45,12 @@ def sentences(strategies: Sequence[Strategy]) -> Iterator[str]:
         yield f"no strategy{sure} meets the target; closest: {_described(near, scale)}"
     elif chosen is not None:
         yield f"smallest that surely meets the target: {_described(chosen, scale)}"
+
+
+def scale_of(strategies: Iterable[Strategy]) -> Scale:
+    """How these strategies' metric is written."""
+    known = list(strategies)
+    return Scale.of((s.value for s in known), max((s.samples or 0 for s in known), default=None))
 
 
 def _described(strategy: Strategy, scale: Scale) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.campaign import run_plan
-from qtrack.errors import InputError, QtrackError, RecipeError
+from qtrack.errors import InputError, QtrackError, RecipeError, RunNotFound
 from qtrack.monitor import SILENT, Monitor, Titled
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from qtrack.difference import Difference
     from qtrack.engine.exporting import Exported
     from qtrack.explanation import Explanation
-    from qtrack.ledger import Ledger
+    from qtrack.gate import Gate
+    from qtrack.ledger import Ledger, Strategy
     from qtrack.ledger.registry import Promotion
     from qtrack.recipe import Recipe
     from qtrack.reproduction import Made, Reproduction, Unproven
@@ -89,6 +91,39 @@ def promote(run: str, name: str, alias: str = "champion", *, tracking_uri: str |
     from qtrack.ledger import Ledger
 
     return Ledger.open(tracking_uri).promote(run, name, alias)
+
+
+def gate(
+    run: str | None = None,
+    against: str = "champion",
+    name: str | None = None,
+    *,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
+    tracking_uri: str | None = None,
+) -> tuple[Gate, str]:
+    """A run held against the version of a registered model that an alias is on, and that version's URI.
+
+    The run is the best of the latest campaign, the model is called like the run's experiment, unless they are
+    named. Raises RunNotFound, InputError where both had other validation data, and StoreError.
+    """
+    from qtrack.gate import gated
+    from qtrack.ledger import Ledger
+
+    ledger = Ledger.open(tracking_uri)
+    strategy = ledger.strategies([run])[0] if run else _best(ledger.strategies())
+    uri = f"models:/{name or strategy.experiment}@{against}"
+    promoted = ledger.recorded(uri)
+    return gated(promoted, ledger.recorded(strategy.run_id), max_drop, confidence), uri
+
+
+def _best(strategies: Sequence[Strategy]) -> Strategy:
+    from qtrack.report.verdict import best, closest
+
+    found = best(strategies) or closest(strategies)
+    if found is None:
+        raise RunNotFound("no strategy of the latest campaign has finished and quantizes; name a RUN")
+    return found
 
 
 def reproduce(

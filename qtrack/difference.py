@@ -156,11 +156,11 @@ class Difference:
 
 def difference(first: Recorded, second: Recorded, pairs: Sequence[Mapping[str, Any]]) -> Difference:
     """Compare two stages; ``pairs`` are their layer tables, paired by name."""
-    unpaired = _why_unpaired(first, second)
+    unpaired = why_unpaired(first, second)
     was, now = first.result, second.result
     return Difference(
-        first=_side(first),
-        second=_side(second),
+        first=side_of(first),
+        second=side_of(second),
         recipe=tuple(changed_fields(first.recipe, second.recipe)),
         ingredients=_groups(first, second),
         parameters_equal=_same_parameters(first, second),
@@ -178,7 +178,8 @@ def shift(was: Scores, now: Scores) -> Shift:
     return Shift(0.0 - drop.value, 0.0 - drop.high, 0.0 - drop.low)
 
 
-def _side(recorded: Recorded) -> Side:
+def side_of(recorded: Recorded) -> Side:
+    """A recorded stage as one of two."""
     result = recorded.result
     return Side(recorded.run_id, recorded.stage, recorded.metric, result.value, len(result.scores))
 
@@ -255,7 +256,8 @@ def _same_parameters(first: Recorded, second: Recorded) -> bool:
     return first.result.parameters == second.result.parameters
 
 
-def _why_unpaired(first: Recorded, second: Recorded) -> str:
+def why_unpaired(first: Recorded, second: Recorded) -> str:
+    """Why their samples cannot be paired; empty where they can."""
     orders = [side.ingredients.get("data.validation.order") for side in (first, second)]
     if first.metric != second.metric:
         return f"not comparable: one is {first.metric}, the other {second.metric}"

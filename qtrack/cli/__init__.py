@@ -29,6 +29,7 @@ COMMANDS = {
     "diff": "Say what differs between two runs, and which of it moved the metric.",
     "reproduce": "Execute a run's recipe again: the same model, or what drifted.",
     "export": "Write the recipe of a run, ready to run again.",
+    "gate": "Fail where a strategy is worse than the promoted one.",
     "promote": "Make the model of a run a version in MLflow's registry.",
     "sync": "Send to the store what earlier runs could not.",
     "repair": "End runs whose process is gone.",

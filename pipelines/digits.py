@@ -116,7 +116,7 @@ class Digits(Task):
     def model(self) -> nn.Module:
         net = DigitsNet()
         net.load_state_dict(load_file(WEIGHTS))
-        return unequalize(net, STRENGTH, seed=0)
+        return unequalize(net, SEAMS, STRENGTH, seed=0)
 
     def training(self) -> Iterable[Batch]:
         """Shuffled and jittered anew at each call; one epoch passes over the few images several times."""
@@ -138,8 +138,8 @@ class Digits(Task):
         return F.cross_entropy(output, batch[1])
 
 
-def unequalize(net: nn.Module, strength: float, seed: int) -> nn.Module:
-    """Spread the channel ranges of the layers at `SEAMS`, leaving the float function as it was.
+def unequalize(net: nn.Module, seams: Iterable[tuple[str, str]], strength: float, seed: int) -> nn.Module:
+    """Spread the channel ranges of the layers at these seams, leaving the float function as it was.
 
     Each channel that crosses a seam leaves the first layer times s and enters the second over s, with log s
     uniform in -strength..strength. That is exact up to rounding (2e-6 in the outputs) because
@@ -147,7 +147,7 @@ def unequalize(net: nn.Module, strength: float, seed: int) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for first, second in SEAMS:
+        for first, second in seams:
             norm, conv = net.get_submodule(f"{first}_bn"), net.get_submodule(second)
             s = torch.exp(strength * (2 * torch.rand(norm.num_features, generator=generator) - 1))
             norm.weight *= s
@@ -182,9 +182,9 @@ def jitter(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def train(task: Task, *, epochs: int = 30, seed: int = 0) -> DigitsNet:
+def train(network: type[nn.Module], task: Task, *, epochs: int = 30, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    net = DigitsNet()
+    net = network()
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
@@ -202,16 +202,16 @@ def accuracy(net: nn.Module, split: str) -> float:
         return float((net(images).argmax(1) == labels).float().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the digits network again and write its weights.")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, metavar="FILE")
+def main(network: type[nn.Module], task: Task, weights: Path) -> None:
+    parser = argparse.ArgumentParser(description=f"Train {network.__name__} again and write its weights.")
+    parser.add_argument("--out", type=Path, default=weights, metavar="FILE")
     out = parser.parse_args().out
     torch.set_num_threads(1)  # quickest for a network this small, and sums do not depend on the machine
-    net = train(Digits())
+    net = train(network, task)
     save_file(net.state_dict(), out)
     for split in splits():
         print(f"{split:12s} {accuracy(net, split):.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(DigitsNet, Digits(), WEIGHTS)

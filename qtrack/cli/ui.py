@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
 from qtrack.cli.options import debug, tracking_uri
+from qtrack.cli.server import serving
 from qtrack.cli.signals import terminating_as_interrupted
-from qtrack.errors import InputError, RunNotFound, StoreError
+from qtrack.errors import RunNotFound, StoreError
 
 if TYPE_CHECKING:
     from qtrack.ledger import Ledger
@@ -31,9 +23,6 @@ PAGES = {
     "layers": "error over the layers",
     "artifacts": "tables and figures",
 }
-HOST = "127.0.0.1"
-START_S = 90.0
-STOP_S = 5.0
 
 
 @click.command()
@@ -58,7 +47,7 @@ def ui(port: int | None, browse: bool, tracking_uri: str | None) -> None:
     if ledger.uri.startswith(("http://", "https://")):
         _announce(ledger.uri, ledger, browse)
         return
-    with terminating_as_interrupted(), _server(ledger.uri, port or _free_port()) as (address, server):
+    with terminating_as_interrupted(), serving(ledger.uri, port) as (address, server), _until_interrupted():
         _announce(address, ledger, browse)
         click.echo("Ctrl-C ends it", err=True)
         _wait(server)
@@ -84,98 +73,15 @@ def _fragments(ledger: Ledger) -> dict[str, str]:
         return {}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
-def _server(uri: str, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """An MLflow server on the store, which answers; ended with all its workers at the end."""
-    _check_free(port)
-    address = f"http://{HOST}:{port}"
-    with tempfile.TemporaryFile() as said:
-        server = subprocess.Popen(
-            _command(uri, port), env=_environment(uri), stdout=said, stderr=said, start_new_session=True
-        )
-        try:
-            _wait_until_healthy(address, server, said)
-            yield address, server
-        except KeyboardInterrupt:
-            click.echo(err=True)
-        finally:
-            _end(server)
-
-
-def _check_free(port: int) -> None:
-    with socket.socket() as probe:
-        if probe.connect_ex((HOST, port)) == 0:
-            raise InputError(f"port {port} is taken; leave --port out for a free one")
-
-
-def _command(uri: str, port: int) -> list[str]:
-    options = {
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-        "--artifacts-destination": _artifacts(uri),
-    }
-    return [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        *(part for option in options.items() for part in option),
-    ]
-
-
-def _artifacts(uri: str) -> str:
-    """Where artifacts lie that the store knows only by a server's address."""
-    from qtrack.ledger.preflight import sqlite_path
-
-    path = sqlite_path(uri)
-    folder = path.parent if path else Path.cwd()
-    beside = folder / "artifacts"
-    return str(beside if beside.is_dir() else folder / "mlartifacts")
-
-
-def _environment(uri: str) -> dict[str, str]:
-    """The store goes in by the environment: a password in an argument could be read by others."""
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return quiet | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
-
-
-def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], said: IO[bytes]) -> None:
-    from qtrack.ledger import mask_secrets
-
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["no message"]
-            raise StoreError(f"the MLflow server did not start: {mask_secrets(lines[-1])}")
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise StoreError(f"the MLflow server did not answer within {START_S:.0f} s")
+def _until_interrupted() -> Iterator[None]:
+    """Ctrl-C is the way to end it, and no error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(err=True)
 
 
 def _wait(server: subprocess.Popen[bytes]) -> None:
     code = server.wait()
     raise StoreError(f"the MLflow server ended by itself, with {code}")
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers, which share a process group of their own."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, how)
-            server.wait(STOP_S)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue

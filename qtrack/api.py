@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qtrack.engine.exporting import Exported
     from qtrack.explanation import Explanation
     from qtrack.gate import Gate
+    from qtrack.history import Line
     from qtrack.ledger import Ledger, Strategy
     from qtrack.ledger.registry import Promotion
     from qtrack.recipe import Recipe
@@ -91,6 +92,27 @@ def promote(run: str, name: str, alias: str = "champion", *, tracking_uri: str |
     from qtrack.ledger import Ledger
 
     return Ledger.open(tracking_uri).promote(run, name, alias)
+
+
+def history(
+    experiment: str | None = None, stage: str | None = None, *, tracking_uri: str | None = None
+) -> list[Line]:
+    """Each strategy's finished stages over time, of the latest campaign's experiment unless it is named.
+
+    Raises RunNotFound where there is no such experiment or stage.
+    """
+    from qtrack.history import history
+    from qtrack.ledger import Ledger
+
+    ledger = Ledger.open(tracking_uri)
+    name = experiment or ledger.strategies()[0].experiment
+    finished = [strategy for strategy in ledger.finished(name) if strategy.value is not None]
+    found = [strategy for strategy in finished if stage in (None, strategy.stage)]
+    if not found:
+        known = ", ".join(dict.fromkeys(strategy.stage for strategy in finished))
+        there = f" called {stage!r}; there are {known}" if finished else ""
+        raise RunNotFound(f"the experiment {name!r} has no finished stage{there}")
+    return history(found, ledger.recorded)
 
 
 def gate(

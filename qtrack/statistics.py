@@ -63,6 +63,14 @@ def unpaired_drop(baseline: Scores, scores: Scores, confidence: float = 0.95) ->
     return Drop(value, low, high, confidence, min(len(baseline), len(scores)))
 
 
+def is_chance(change: float, samples: int, confidence: float = 0.95) -> bool:
+    """Is a change of the share of hits too small for any paired interval to clear 0?
+
+    The interval is narrowest where no sample flipped but those that make up the change.
+    """
+    return _adjusted(abs(change) * samples, 0.0, samples, confidence)[0] <= 0
+
+
 def samples_needed(drop: Drop, max_drop: float) -> int | None:
     """The fewest samples, beyond those at hand, with which the interval would clear ``max_drop``.
 

@@ -79,9 +79,12 @@ def size(value: int | None, scale: int) -> str:
 
 def bar(value_db: float | None) -> str:
     """A bar over 0 to 60 dB in eighths of a character; as wide as BAR_CELLS."""
-    if value_db is None:
-        return " " * BAR_CELLS
-    eighths = round(min(max(value_db / FULL_BAR_DB, 0.0), 1.0) * BAR_CELLS * 8)
+    return " " * BAR_CELLS if value_db is None else share_bar(value_db / FULL_BAR_DB)
+
+
+def share_bar(share: float) -> str:
+    """A bar over 0 to 1; what lies outside is at its end."""
+    eighths = round(min(max(share, 0.0), 1.0) * BAR_CELLS * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(BAR_CELLS)
 

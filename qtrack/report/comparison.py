@@ -49,7 +49,7 @@ def _comparison(strategies: Sequence[Strategy], name_width: int | None) -> Table
         Column("stage", "left"),
         Column("", "left"),
         Column(f"{_only(s.metric for s in strategies) or 'metric'}\n{scale.unit}"),
-        Column(f"drop [{_confidence(strategies)}]\n{scale.difference_unit}"),
+        Column(f"drop [{confidence_of(strategies)}]\n{scale.difference_unit}"),
         Column("target\nmet", "left"),
         Column("SQNR\ndB"),
         Column(f"size\n{unit}"),
@@ -108,13 +108,14 @@ def _notes(strategies: Sequence[Strategy], scale: Scale) -> Iterable[str]:
     if samples:
         yield f"{_only(s.metric for s in strategies) or 'metric'} over {samples:,} validation samples"
     if max_drop is not None:
-        yield f"target: a drop of at most {scale.with_unit(max_drop)}, {_confidence(strategies)} sure"
+        yield f"target: a drop of at most {scale.with_unit(max_drop)}, {confidence_of(strategies)} sure"
     yield from unsure_notes(strategies)
     if _marked(strategies):
         yield f"{MARK} Pareto-optimal: none here is as good in metric, size and latency, and better in one"
 
 
-def _confidence(strategies: Sequence[Strategy]) -> str:
+def confidence_of(strategies: Sequence[Strategy]) -> str:
+    """Of their intervals, as it is written."""
     confidence = _only(s.confidence for s in strategies)
     return "interval" if confidence is None else f"{100 * confidence:g}%"
 

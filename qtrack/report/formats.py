@@ -48,10 +48,9 @@ def markdown_text(view: View) -> str:
 def _markdown_table(table: Table) -> str:
     rule = ["---:" if column.align == "right" else "---" for column in table.columns]
     lines = [_line(column.title for column in table.columns), f"|{'|'.join(rule)}|"]
-    for position, row in enumerate(table.rows):
-        above = (line for place, line in table.headings if place == position)
-        lines += [_line([line, *[""] * (len(row) - 1)]) for line in above]
-        lines.append(_line(row))
+    for position in range(len(table.rows) + 1):
+        lines += [_line([above, *[""] * (len(rule) - 1)]) for above in table.above(position)]
+        lines += map(_line, table.rows[position : position + 1])
     return "\n".join(lines)
 
 

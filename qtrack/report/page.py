@@ -87,19 +87,17 @@ def inline(svg: str) -> str:
 def html_table(table: Table) -> str:
     """A table whose cells are text, whatever they hold."""
     heading = _cells("th", [column.title for column in table.columns], table)
-    rows = "".join(_html_row(table, position) for position in range(len(table.rows)))
+    rows = "".join(_html_row(table, position) for position in range(len(table.rows) + 1))
     return f"<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
 
 
 def _html_row(table: Table, position: int) -> str:
-    """With the lines that stand above it."""
-    above = "".join(
-        f'<tr class="heading"><td colspan="{len(table.columns)}">{_text(line)}</td></tr>\n'
-        for place, line in table.headings
-        if place == position
-    )
+    """With the lines that stand above it; at the end, these alone."""
+    span = f'<tr class="heading"><td colspan="{len(table.columns)}">'
+    above = "".join(f"{span}{_text(line)}</td></tr>\n" for line in table.above(position))
     marked = MARKED if position in table.marked else ""
-    return f"{above}<tr{marked}>{_cells('td', table.rows[position], table)}</tr>\n"
+    rows = table.rows[position : position + 1]
+    return above + "".join(f"<tr{marked}>{_cells('td', row, table)}</tr>\n" for row in rows)
 
 
 def _cells(tag: str, texts: Sequence[str], table: Table) -> str:

@@ -29,6 +29,10 @@ class Table(NamedTuple):
     marked: frozenset[int] = frozenset()
     """Positions of rows that stand out; a sign among their cells says so where there is no colour."""
 
+    def above(self, position: int) -> list[str]:
+        """Lines that stand above the row of this position; those at the end stand below the last one."""
+        return [line for place, line in self.headings if place == position]
+
     @property
     def width(self) -> int:
         """Of the cells and headings, one space between columns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -319,8 +319,17 @@ def task_of(ledger: Ledger, run: str, task: Task | str | None = None) -> Task:
 
 
 def open_ledger(tracking_uri: str | None = None) -> Ledger:
-    """The store, with figures drawn for each stage that is recorded in it."""
+    """The store, with figures drawn for each stage that is recorded in it, and a page for each campaign."""
     from qtrack.ledger import Ledger
     from qtrack.report.figures import stage_figures
 
-    return Ledger.open(tracking_uri, figures=stage_figures)
+    return Ledger.open(tracking_uri, figures=stage_figures, report=_page)
+
+
+def _page(
+    strategies: Sequence[Strategy], results: Sequence[StageResult], environment: Mapping[str, Any]
+) -> str:
+    from qtrack.report.document import document
+    from qtrack.report.material import finished_material
+
+    return document(finished_material(strategies, results, environment))

@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "Run all stages of a pipeline file and record each.",
     "compare": "Put strategies side by side.",
     "history": "Show a strategy's metric over time, and what changed where it moved.",
+    "report": "Write all that a campaign came to as one page.",
     "layers": "Show the layers of a run, worst first; of two runs, what moved.",
     "diff": "Say what differs between two runs, and which of it moved the metric.",
     "reproduce": "Execute a run's recipe again: the same model, or what drifted.",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qtrack.ledger.registry import Promotion
-    from qtrack.ledger.write import Figures
+    from qtrack.ledger.write import Figures, Report
     from qtrack.pipeline import Pipeline
     from qtrack.records import Setting
     from qtrack.reproduction import Recorded
@@ -48,22 +48,29 @@ MAX_RECORD_BYTES = 64_000_000
 class Ledger:
     """A tracking store that answered; implements the campaign's Recorder."""
 
-    def __init__(self, store: Store, figures: Figures | None = None) -> None:
+    def __init__(self, store: Store, figures: Figures | None = None, report: Report | None = None) -> None:
         self._store = store
         self._reader = Reader(store)
         self._artifacts = Artifacts(store)
         self._spool = Spool(store)
         self._figures = figures
+        self._report = report
 
     @classmethod
     def open(
-        cls, uri: str | None = None, *, figures: Figures | None = None, folder: Path | None = None
+        cls,
+        uri: str | None = None,
+        *,
+        figures: Figures | None = None,
+        report: Report | None = None,
+        folder: Path | None = None,
     ) -> Ledger:
         """Open the store at a URI, at MLFLOW_TRACKING_URI, or by default ``mlflow.db`` in the working folder.
 
-        ``figures`` draws what is to be recorded with each stage. Raises StoreError, in seconds.
+        ``figures`` draws what is to be recorded with each stage, ``report`` makes the page that is recorded
+        with the campaign. Raises StoreError, in seconds.
         """
-        return cls(open_store(uri, folder), figures)
+        return cls(open_store(uri, folder), figures, report)
 
     @property
     def uri(self) -> str:
@@ -79,7 +86,7 @@ class Ledger:
         """Open a campaign's record."""
         check_room(self._store.home, setting)
         self._tidy(setting.plan.task.name)
-        return recorded_campaign(self._spool, setting, self._figures)
+        return recorded_campaign(self._spool, setting, self._figures, self._report)
 
     @property
     def scratch(self) -> Path:
@@ -213,6 +220,14 @@ class Ledger:
                 return read_samples(path)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise corrupt(run, File.SAMPLES, error) from error
+
+    def environment(self, reference: str) -> dict[str, Any]:
+        """Where a run was executed, without secrets."""
+        run = self._run(reference)
+        try:
+            return read_json(self._artifacts.text(run, File.ENVIRONMENT))
+        except ValueError as error:
+            raise corrupt(run, File.ENVIRONMENT, error) from error
 
     def tags(self, strategies: Sequence[Strategy]) -> dict[str, Mapping[str, str]]:
         """The tags of each strategy's run, by its id."""

@@ -133,6 +133,8 @@ class File:
     REPRODUCTION = "reproduction.json"
     LOG = "log.txt"
     ERROR = "error.txt"
+    REPORT = "report.html"
+    """Of a campaign: all that its stages came to, as one page."""
     FIGURES = "figures"
     MODEL = "model"
 

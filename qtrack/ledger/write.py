@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import yaml
 from qtrack.errors import StoreError
 from qtrack.ingredients import execution_key
 from qtrack.ledger import models
-from qtrack.ledger.files import write_json, write_recipe, write_results, write_text
+from qtrack.ledger.files import masked, plain, write_json, write_recipe, write_results, write_text
 from qtrack.ledger.journal import now_ms
 from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import points_of
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from qtrack.records import Setting, StageResult
 
     Figures = Callable[[StageResult], Iterable[tuple[str, Figure]]]
+    Report = Callable[[Sequence[Strategy], Sequence[StageResult], Mapping[str, Any]], str]
 
 log = logging.getLogger("qtrack")
 
@@ -49,10 +50,12 @@ FIGURE_DPI = 120
 
 
 @contextmanager
-def recorded_campaign(spool: Spool, setting: Setting, figures: Figures | None) -> Iterator[CampaignWriter]:
+def recorded_campaign(
+    spool: Spool, setting: Setting, figures: Figures | None, report: Report | None = None
+) -> Iterator[CampaignWriter]:
     """Open the campaign's own run, and end it with what its stages came to."""
     with captured() as lines, spool.session():
-        campaign = CampaignWriter(spool, setting, figures, lines)
+        campaign = CampaignWriter(spool, setting, figures, report, lines)
         with campaign.run.kept():
             campaign.begin()
             with spool.begun():
@@ -65,10 +68,13 @@ def recorded_campaign(spool: Spool, setting: Setting, figures: Figures | None) -
 class CampaignWriter:
     """Implements CampaignRecord."""
 
-    def __init__(self, spool: Spool, setting: Setting, figures: Figures | None, lines: Lines) -> None:
+    def __init__(
+        self, spool: Spool, setting: Setting, figures: Figures | None, report: Report | None, lines: Lines
+    ) -> None:
         self.spool = spool
         self.setting = setting
         self.figures = figures
+        self.report = report
         self.lines = lines
         self.id = _campaign_id(setting.plan.pipeline.name)
         self.fingerprint = task_fingerprint(setting)
@@ -143,9 +149,21 @@ class CampaignWriter:
         try:
             with self.run.files() as folder:
                 write_json(folder / File.SUMMARY, [_summary(result) for result in self.results])
+                self._report(folder)
             self.run.log(tags={Shown.NOTE: campaign_note(self.id, self.results)})
         except StoreError as error:
             log.warning("the summary could not be recorded: %s", error)
+
+    def _report(self, folder: Path) -> None:
+        """The page of what finished; an extra: one that fails is a warning."""
+        if self.report is None or not self.results:
+            return
+        try:
+            environment = masked(plain(self.setting.environment))
+            page = self.report(self.strategies(), self.results, environment)
+            (folder / File.REPORT).write_text(page, encoding="utf-8", errors="replace")
+        except Exception as error:
+            log.warning("the report could not be written: %s: %s", type(error).__name__, error)
 
 
 class StageWriter:

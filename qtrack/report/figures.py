@@ -186,6 +186,18 @@ def strategies_figure(strategies: Sequence[Strategy], title: str = "strategies")
     return figure
 
 
+def pareto_figure(strategies: Sequence[Strategy]) -> Figure | None:
+    """The metric against size alone, small enough for a phone; None where nothing has both."""
+    shown = [s for s in strategies if s.value is not None and s.drop is not None and s.size_bytes]
+    if not shown:
+        return None
+    figure = new_figure(5.6, 4.2, "")
+    margins(figure, left=0.75, bottom=0.85, top=0.35)
+    _metric_by_size(figure.subplots(), shown, scale_of(shown))
+    _legend_of_answers(figure, shown)
+    return figure
+
+
 def _metric_by_stage(axes: Axes, strategies: Sequence[Strategy], scale: Scale) -> None:
     bare(axes, f"{_metric(strategies, scale)}, with the interval of its drop")
     floor = _floor(strategies, scale)

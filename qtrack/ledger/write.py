@@ -163,6 +163,7 @@ class CampaignWriter:
             page = self.report(self.strategies(), self.results, environment)
             (folder / File.REPORT).write_text(page, encoding="utf-8", errors="replace")
         except Exception as error:
+            (folder / File.REPORT).unlink(missing_ok=True)
             log.warning("the report could not be written: %s: %s", type(error).__name__, error)
 
 

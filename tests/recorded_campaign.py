@@ -22,7 +22,7 @@ def campaign(tmp_path_factory):
 
 
 @pytest.fixture
-def campaign_folder(campaign, monkeypatch):
+def folder(campaign, monkeypatch):
     monkeypatch.chdir(campaign[0])
     monkeypatch.setitem(sys.modules, "tiny", tiny)  # other tests load it from its file
     write_task(campaign[0])

@@ -24,11 +24,6 @@ from qtrack.statistics import paired_drop
 pytest_plugins = ("recorded_campaign",)
 
 
-@pytest.fixture
-def folder(campaign_folder):
-    return campaign_folder
-
-
 PTQ = Recipe(engine="x86")
 COARSE = {"mode": "static", "weight": {"bits": 2}, "activation": {"bits": 2}}
 

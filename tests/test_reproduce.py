@@ -24,11 +24,6 @@ from qtrack.sources import defining, digest_of_files, imported
 pytest_plugins = ("recorded_campaign",)
 
 
-@pytest.fixture
-def folder(campaign_folder):
-    return campaign_folder
-
-
 def names(found):
     return {drift.name for drift in found.drifted}
 

@@ -4,8 +4,8 @@
 
 starts an MLflow server on an empty store, runs stages of `resnet.yaml` and `digits.yaml` on it three times,
 with one ingredient changed from time to time (`CAMPAIGNS`), and puts the store in place of the one that is
-there. Whatever got better or worse did so by these ingredients; nothing is edited, and times are as they were.
-It takes some minutes on one core.
+there. Whatever got better or worse did so by these ingredients; nothing is edited, and times are as they
+were. It takes two minutes.
 
 The server is what makes the store relocatable: runs know their artifacts as `mlflow-artifacts:/...`, wherever
 the folder lies. Figures are left out, and some stages of the larger network, so that it stays small.

@@ -19,17 +19,20 @@ _TARGET = {
 
 
 def stage_note(campaign: str, result: StageResult) -> str:
-    """A stage: its metric, its drop with interval, its worst layer."""
+    """A stage: its metric, its drop with interval, its worst layer; what to do next.
+
+    MLflow shows the first lines and folds the rest away.
+    """
     outcome, worst = result.outcome, result.outcome.worst_layer
     said = f"**{_cell(result.name)}**: {_cell(headline(result))}."
     lines = [f"{said} {_TARGET[result.judged.meets_target]}"]
+    lines.append(f"Layers: {_code(f'qtrack layers {campaign}/{result.name}')}. {_compare(campaign)}")
     if worst is not None:
         lines.append(f"Worst layer: {_code(worst.layer)}, {worst.own_sqnr_db:.1f} dB of its own.")
     if result.probes:
         lines.append(f"Its search tried {len(result.probes)} recipes: `search.json`.")
     if outcome.warnings:
         lines.append(f"{len(outcome.warnings)} warnings: `log.txt`.")
-    lines.append(f"Layers: {_code(f'qtrack layers {campaign}/{result.name}')}. {_compare(campaign)}")
     return "\n\n".join(lines)
 
 
@@ -41,7 +44,7 @@ def campaign_note(campaign: str, results: Sequence[StageResult]) -> str:
         f"| {_cell(result.name)} | {_cell(headline(result))} | {TARGET_MET[result.judged.meets_target]} |"
         for result in results
     ]
-    return "\n".join(["| stage | result | target met |", "|---|---|---|", *rows, "", _compare(campaign)])
+    return "\n".join([_compare(campaign), "", "| stage | result | target met |", "|---|---|---|", *rows])
 
 
 def version_note(strategy: Strategy) -> str:

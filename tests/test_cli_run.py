@@ -1,6 +1,7 @@
 """Commands that work on a store, on a real campaign of a tiny network."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -324,6 +325,42 @@ def test_the_ui_answers_and_ends(recorded):
         assert work.wait(30) == 0
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(address, timeout=5)
+
+
+@pytest.mark.slow
+def test_the_example_is_shown_as_a_copy(alone):
+    from qtrack.cli.example import FOLDER
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in FOLDER.rglob("*")}
+
+    before = written()
+    command = [sys.executable, "-m", "qtrack", "ui", "--example"]
+    environment = {**os.environ, "TMPDIR": str(alone)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as work:
+        links = dict(work.stdout.readline().strip().split(": ", 1) for _ in range(5))
+        with urllib.request.urlopen(links["all experiments"], timeout=10) as page:
+            assert b"MLflow" in page.read()
+        (copy,) = alone.glob("qtrack-example-*")
+        work.send_signal(signal.SIGTERM)
+        assert work.wait(30) == 0
+    assert "#/compare-runs?" in links["its strategies side by side"]
+    assert written() == before
+    assert not copy.exists()
+
+
+def test_without_a_checkout_there_is_no_example(monkeypatch, alone):
+    monkeypatch.setattr("qtrack.cli.example.FOLDER", alone / "mlruns_example")
+    done = qtrack("ui", "--example")
+    assert done.exit_code == 2
+    assert "comes with a checkout" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_example_is_no_other_store():
+    done = qtrack("ui", "--example", "--tracking-uri", "sqlite:///other.db")
+    assert done.exit_code == 2
+    assert "leave out --tracking-uri" in done.stderr
 
 
 def test_a_taken_port_is_wrong_input(recorded):

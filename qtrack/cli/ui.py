@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
+from qtrack.cli.example import example_copy
 from qtrack.cli.options import debug, tracking_uri
 from qtrack.cli.server import serving
 from qtrack.cli.signals import terminating_as_interrupted
@@ -27,10 +28,11 @@ PAGES = {
 
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: any free port.")
+@click.option("--example", is_flag=True, help="Show a copy of the example store that comes with a checkout.")
 @click.option("--open", "browse", is_flag=True, help="Open the first link in a browser.")
 @tracking_uri
 @debug
-def ui(port: int | None, browse: bool, tracking_uri: str | None) -> None:
+def ui(port: int | None, example: bool, browse: bool, tracking_uri: str | None) -> None:
     """Start the MLflow UI on this store and print links to the pages that compare strategies.
 
     It answers on this machine only and runs until Ctrl-C. Where the store is a server already, only the links
@@ -40,14 +42,22 @@ def ui(port: int | None, browse: bool, tracking_uri: str | None) -> None:
     Examples:
       qtrack ui
       qtrack ui --port 5001 --open
+      qtrack ui --example
     """
+    if example and tracking_uri:
+        raise click.UsageError("--example is a store of its own: leave out --tracking-uri")
+    with terminating_as_interrupted(), example_copy() if example else nullcontext(tracking_uri) as uri:
+        _show(uri, port, browse)
+
+
+def _show(tracking_uri: str | None, port: int | None, browse: bool) -> None:
     from qtrack.ledger import Ledger
 
     ledger = Ledger.open(tracking_uri)
     if ledger.uri.startswith(("http://", "https://")):
         _announce(ledger.uri, ledger, browse)
         return
-    with terminating_as_interrupted(), serving(ledger.uri, port) as (address, server), _until_interrupted():
+    with serving(ledger.uri, port) as (address, server), _until_interrupted():
         _announce(address, ledger, browse)
         click.echo("Ctrl-C ends it", err=True)
         _wait(server)

@@ -268,7 +268,8 @@ def test_links_lead_to_the_pages_that_compare(ledger, client):
     experiment = client.get_experiment_by_name("lines").experiment_id
     table = urlsplit(links["table"][1:])
     assert table.path == f"/experiments/{experiment}/runs"
-    assert parse_qs(table.query)["searchFilter"] == [f"tags.`qtrack.campaign` = '{campaign}'"]
+    stages = f"tags.`qtrack.campaign` = '{campaign}' AND tags.`qtrack.kind` = 'stage'"
+    assert parse_qs(table.query)["searchFilter"] == [stages]
     assert parse_qs(table.query)["orderByKey"] == ["metrics.`accuracy`"]
     assert parse_qs(urlsplit(links["charts"][1:]).query)["compareRunsMode"] == ["CHART"]
     compare = parse_qs(urlsplit(links["compare"][1:]).query)

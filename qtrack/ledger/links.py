@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from qtrack.ledger.client_source import tagged
-from qtrack.ledger.names import Tag, task_metric_key
+from qtrack.ledger.names import STAGE, Tag, task_metric_key
 from qtrack.ledger.strategy import Strategy
 
 
@@ -32,18 +32,23 @@ def links_of(strategies: Sequence[Strategy], experiments: Mapping[str, str]) -> 
 
 
 def _table_link(experiment: str, strategies: Sequence[Strategy]) -> str:
-    """Sorted by the metric, because that brings its column into the table."""
+    """Sorted by the metric, the best first; which columns it has is the browser's to remember."""
     campaigns = {strategy.campaign for strategy in strategies}
     whole = len(campaigns) == 1 and not any(strategy.origin for strategy in strategies)
     campaign = campaigns.pop() if whole else None
     runs = ", ".join(f"'{strategy.run_id}'" for strategy in strategies)
-    chosen = tagged(Tag.CAMPAIGN, campaign) if campaign else f"attributes.run_id IN ({runs})"
+    chosen = _stages_of(campaign) if campaign else f"attributes.run_id IN ({runs})"
     link = f"#/experiments/{quote(experiment, safe='')}/runs?searchFilter={quote(chosen, safe='')}"
     metric = next((strategy.metric for strategy in strategies if strategy.metric), None)
     if metric is None:
         return link
     key = quote(f"metrics.`{task_metric_key(metric)}`", safe="")
     return f"{link}&orderByKey={key}&orderByAsc=false"
+
+
+def _stages_of(campaign: str) -> str:
+    """Without the campaign's own run, an empty column in each comparison."""
+    return f"{tagged(Tag.CAMPAIGN, campaign)} AND {tagged(Tag.KIND, STAGE)}"
 
 
 def _encoded(value: Any) -> str:

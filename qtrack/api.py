@@ -106,7 +106,7 @@ def history(
 
     ledger = Ledger.open(tracking_uri)
     name = experiment or ledger.strategies()[0].experiment
-    finished = [strategy for strategy in ledger.finished(name) if strategy.value is not None]
+    finished = [strategy for strategy in ledger.timeline(name) if strategy.value is not None]
     found = [strategy for strategy in finished if stage in (None, strategy.stage)]
     if not found:
         known = ", ".join(dict.fromkeys(strategy.stage for strategy in finished))

@@ -33,7 +33,8 @@ def history(
 
     Each finished stage is compared with the one before it of the same name and pipeline, on the same samples
     where both were validated on the same data. Below a significant change stand its interval and the
-    ingredients that are not what they were: recipe, data, weights, code, environment.
+    ingredients that are not what they were: recipe, data, weights, code, environment. A stage that a campaign
+    did not execute again has its place at that campaign's time as well.
 
     \b
     Examples:

@@ -24,6 +24,7 @@ from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.tags import tags_of
+from qtrack.ledger.timeline import timeline
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
@@ -167,6 +168,12 @@ class Ledger:
         """All stages of an experiment that finished, of all its campaigns, the oldest first."""
         experiments = self._experiments(experiment)
         found = self._reader.finished(list(experiments))
+        return [strategy_of(run, experiments[run.experiment_id]) for run in found]
+
+    def timeline(self, experiment: str) -> list[Strategy]:
+        """The same, and those that a campaign did not execute but referred to, at that campaign's time."""
+        experiments = self._experiments(experiment)
+        found = timeline(self._reader, list(experiments))
         return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
     def executed(self, experiment: str, recipe: Recipe) -> list[Strategy]:

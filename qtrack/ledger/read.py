@@ -63,6 +63,10 @@ class Reader:
         """All runs of qtrack's, of whichever kind, that have not ended, the oldest first."""
         return self.source.runs(Query(experiments, beginning=(Tag.KIND, ""), status="RUNNING"))[::-1]
 
+    def campaigns(self, experiments: Sequence[str]) -> list[RunRow]:
+        """The runs of all campaigns themselves, the oldest first."""
+        return self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}))[::-1]
+
     def latest_campaign(self, experiments: Sequence[str]) -> str | None:
         """The id of the campaign that was opened last."""
         runs = self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}, limit=1))

@@ -83,18 +83,18 @@ def history(strategies: Iterable[Strategy], read: Read) -> list[Line]:
             of_key.setdefault((strategy.pipeline, strategy.stage), []).append(strategy)
     moved = [pair for found in of_key.values() for pair in pairwise(found) if _is_worth_reading(*pair)]
     latest = sorted(moved, key=lambda pair: pair[1].started, reverse=True)[:MOST_PAIRS]
-    chosen, recorded = {after.run_id for _, after in latest}, cache(read)
+    chosen, recorded = {after for _, after in latest}, cache(read)
     return [Line(*key, tuple(_points(found, chosen, recorded))) for key, found in of_key.items()]
 
 
-def _points(strategies: Sequence[Strategy], chosen: set[str], read: Read) -> Iterator[Point]:
+def _points(strategies: Sequence[Strategy], chosen: set[Strategy], read: Read) -> Iterator[Point]:
     yield Point(strategies[0])
     for before, after in pairwise(strategies):
         if before.metric != after.metric:
             yield Point(after)
         elif not _is_worth_reading(before, after):
             yield Point(after, Change(_moved(before, after)))
-        elif after.run_id in chosen:
+        elif after in chosen:
             yield Point(after, _read_change(before, after, read))
         else:
             yield Point(after, _change_of_values(before, after, f"only the latest {MOST_PAIRS} are read"))

@@ -150,6 +150,18 @@ def test_only_the_latest_pairs_are_read(monkeypatch):
     assert [change and change.unpaired for change in found] == [None, "only the latest 1 are read", "", ""]
 
 
+def test_a_run_that_later_campaigns_refer_to_is_read_for_the_latest_pairs_alone(monkeypatch):
+    monkeypatch.setattr(history, "MOST_PAIRS", 1)
+    known = point(0, 640)
+    again = [replace(known, campaign=f"c{n}", started=point(n, 0).started) for n in (2, 4)]
+    asked = []
+    changes(
+        [known, point(1, 500), again[0], point(3, 500), again[1]],
+        lambda run: asked.append(run) or FILES["ptq00000001"],
+    )
+    assert asked == ["ptq00000003", "ptq00000000"]
+
+
 def test_ten_thousand_points_read_few_files_and_take_seconds():
     rng = np.random.default_rng(0)
     points = [point(i, int(hits), f"stage{i % 7}") for i, hits in enumerate(rng.integers(100, 700, 10_000))]

@@ -109,6 +109,12 @@ def test_the_page_says_how_to_come_to_the_same_again():
     assert "MLFLOW_TRACKING_URI" not in text
 
 
+def test_a_name_with_a_meaning_for_the_shell_is_quoted():
+    named = started(replace(QAT, stage="x; rm -rf ~"))
+    text = Page(document(Material([named], {}, {}, {}, {}))).text
+    assert "qtrack reproduce 'c0ffee/x; rm -rf ~'" in text
+
+
 def test_the_page_loads_nothing_and_is_made_for_phones_too():
     text = document(material())
     page = Page(text)

@@ -6,6 +6,7 @@ as well: tables scroll within themselves, drawings shrink.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -151,8 +152,8 @@ def _commands(material: Material) -> Iterator[Command]:
         yield Command(str(material.environment["command"]), "how it was started")
     chosen = best(strategies) or closest(strategies)
     if chosen is not None:
-        run = f"{chosen.campaign}/{chosen.stage}" if chosen.campaign else chosen.run_id
+        run = shlex.quote(f"{chosen.campaign}/{chosen.stage}" if chosen.campaign else chosen.run_id)
         yield Command(f"qtrack reproduce {run}", f"execute {chosen.stage} again, and compare")
         yield Command(f"qtrack export {run} -o recipe.yaml", f"{chosen.stage} as a pipeline that runs again")
     for campaign in dict.fromkeys(s.campaign for s in strategies if s.campaign):
-        yield Command(f"qtrack compare --campaign {campaign}", "this table")
+        yield Command(f"qtrack compare --campaign {shlex.quote(campaign)}", "this table")

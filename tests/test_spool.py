@@ -115,6 +115,35 @@ def test_a_store_that_is_away_before_the_record_begins_is_an_error_and_leaves_no
     assert waiting() == []
 
 
+@pytest.mark.parametrize("said", ["UNIQUE constraint failed: datasets.name", "duplicate key value violates"])
+def test_a_data_set_that_another_process_has_just_put_in_is_found(ledger, client, monkeypatch, said):
+    refused, real = [], MlflowClient.log_inputs
+
+    def late_once(self, *arguments, **named):
+        if not refused:
+            refused.append(1)
+            raise MlflowException(f"BAD_REQUEST: (IntegrityError) {said}")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", late_once)
+    with ledger.campaign(setting()) as campaign:
+        record_stage(campaign)
+    assert refused
+    run = dict(runs_of(client))["ptq"]
+    assert {one.tags[0].value for one in run.inputs.dataset_inputs} == {"calibration", "validation"}
+
+
+def test_a_data_set_that_the_store_refuses_each_time_waits(ledger, client, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise MlflowException("BAD_REQUEST: UNIQUE constraint failed: datasets.name")
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", refuse)
+    with ledger.campaign(setting()) as campaign:
+        record_stage(campaign)
+    assert "cannot record the data sets of the run 'ptq'" in caplog.text
+    assert len(waiting()) == 1
+
+
 def test_a_slow_store_is_left_alone_for_a_while(ledger, client, monkeypatch, caplog):
     calls, real = [], MlflowClient.log_batch
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from qtrack.errors import StoreError
 from qtrack.ledger.client_source import tagged
@@ -20,6 +21,8 @@ from qtrack.ledger.journal import Entry, Journal
 from qtrack.ledger.names import Shown, Tag
 from qtrack.ledger.store import Store
 
+TAKEN = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entry")
+"""What SQLite, PostgreSQL and MySQL say where MLflow finds no row, and is too late to add it."""
 BATCH = 800  # MLflow takes 1,000 values a call, of which 100 may be tags and 100 params
 
 
@@ -73,7 +76,15 @@ def _values(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
 
 
 def _inputs(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
-    client.log_inputs(run, datasets=[_dataset(**one) for one in entry["datasets"]])
+    """A data set that another process has put in at this moment is refused, and found when asked again."""
+    datasets = [_dataset(**one) for one in entry["datasets"]]
+    for tries_left in reversed(range(len(datasets) + 1)):
+        try:
+            client.log_inputs(run, datasets=datasets)
+            break
+        except MlflowException as error:
+            if not (tries_left and any(word in str(error) for word in TAKEN)):
+                raise
 
 
 def _dataset(context: str, **fields: str) -> DatasetInput:

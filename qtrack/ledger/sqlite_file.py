@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -71,11 +72,17 @@ def _keep_copy(path: Path) -> None:
     """MLflow migrates an older database as it opens it, and an older MLflow can then no longer read it."""
     found = _schema(path)
     copy = path.with_name(f"{path.name}.schema-{found}")
-    if found is None or found == _get_latest_schema_revision() or copy.exists():
+    if found is None or found == _latest() or copy.exists():
         return
     with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
     log.warning("%s was written by another version of MLflow; kept a copy as %s", path.name, copy.name)
+
+
+@cache
+def _latest() -> str:
+    """The revision that this MLflow writes, which it looks up in some seventy files."""
+    return str(_get_latest_schema_revision())
 
 
 def _schema(path: Path) -> str | None:

@@ -1,4 +1,7 @@
-"""Every test works in a folder and a tracking store of its own, with torch at one thread."""
+"""Every test works in a folder and a tracking store of its own, with torch at one thread.
+
+Pictures take more than half the time of recording a small stage: only tests that look at them draw them.
+"""
 
 import os
 
@@ -7,6 +10,17 @@ os.environ["MLFLOW_MODEL_CATALOG_URI"] = ""
 
 import pytest
 import torch
+
+from qtrack.report import figures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stage_figures():
+    """The function that draws a stage's figures, which no stage calls until a test puts it back."""
+    real = figures.stage_figures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "stage_figures", lambda result: ())
+        yield real
 
 
 @pytest.fixture(autouse=True)

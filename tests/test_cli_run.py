@@ -18,6 +18,7 @@ from qtrack import Ledger
 from qtrack.api import run as run_pipeline
 from qtrack.cli import main
 from qtrack.recipe import recipe_from_yaml
+from qtrack.report import figures
 
 PIPELINE = {
     "name": "tiny",
@@ -90,12 +91,13 @@ def qtrack(*arguments):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which one campaign has run, and what the run printed."""
+def finished(tmp_path_factory, stage_figures):
+    """A folder in which one campaign has run, figures and all, and what the run printed."""
     folder = tmp_path_factory.mktemp("finished")
     write_task(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(figures, "stage_figures", stage_figures)
         return folder, qtrack("run", "tiny.yaml", "-v")
 
 
@@ -109,6 +111,11 @@ def test_a_run_ends_with_the_table_on_stdout(finished):
     _, done = finished
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.stdout.splitlines()[3:]] == ["float", "ptq", "per_channel"]
+
+
+def test_each_stage_has_its_figures(recorded):
+    drawn = [path.name for path in sorted(recorded.glob("**/figures/*.png"))]
+    assert drawn == 2 * ["classes.png", "histograms.png", "layers.png"]  # of ptq and of per_channel
 
 
 def test_a_run_says_what_is_best_where_it_is_and_what_is_next(finished):

@@ -330,6 +330,7 @@ def test_a_pipeline_with(tmp_path, what):
         assert said in one_line(done, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", TEXTS)
 def test_a_recorded_recipe_with(folder, what):
     text, _ = TEXTS[what]

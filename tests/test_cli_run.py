@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from qtrack import Ledger
 from qtrack.api import run as run_pipeline
@@ -368,6 +370,22 @@ def test_the_example_is_no_other_store():
     done = qtrack("ui", "--example", "--tracking-uri", "sqlite:///other.db")
     assert done.exit_code == 2
     assert "leave out --tracking-uri" in done.stderr
+
+
+def test_where_views_may_not_be_shared_links_alone_are_printed(recorded, monkeypatch):
+    def refuse(*_):
+        raise MlflowException("PERMISSION_DENIED: read only")
+
+    ledger = Ledger.open()
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    monkeypatch.setattr(type(ledger), "uri", "http://tracking.example:5000/")
+    monkeypatch.setattr("qtrack.ledger.Ledger.open", lambda *_, **__: ledger)
+    done = qtrack("ui")
+    assert done.exit_code == 0
+    assert "columns and charts are MLflow's own choice" in done.stderr
+    assert "PERMISSION_DENIED" in done.stderr
+    assert "searchFilter=" in done.stdout
+    assert "viewStateShareKey" not in done.stdout
 
 
 def test_a_taken_port_is_wrong_input(recorded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -279,6 +280,21 @@ def test_links_lead_to_the_pages_that_compare(ledger, client):
     assert parse_qs(layers.query)["x_axis"] == ["step"]
     assert client.search_runs([experiment], parse_qs(table.query)["searchFilter"][0])
     assert ledger.links([]) == {}
+
+
+def test_views_with_chosen_columns_are_kept_in_the_experiment(ledger, client):
+    record(ledger)
+    found = ledger.strategies()
+    links = ledger.share_views(found)
+    experiment = client.get_experiment_by_name("lines")
+    for name in ("table", "charts"):
+        key = parse_qs(urlsplit(links[name][1:]).query)["viewStateShareKey"][0]
+        view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+        assert f"metrics.`{found[0].metric}`" in view["selectedColumns"]
+        filtered = client.search_runs([experiment.experiment_id], view["searchFilter"])
+        assert {run.info.run_id for run in filtered} == {strategy.run_id for strategy in found}
+    assert re.fullmatch(view["chartsSearchFilter"], "size_bytes")
+    assert ledger.share_views([]) == {}
 
 
 def test_links_for_runs_of_several_campaigns_name_the_runs(ledger, client):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PAGES = {
     "charts": "charts of the last campaign",
+    "table": "its strategies as a table",
     "compare": "its strategies side by side",
     "layers": "error over the layers",
     "artifacts": "tables and figures",
@@ -78,9 +79,15 @@ def _announce(address: str, ledger: Ledger, browse: bool) -> None:
 def _fragments(ledger: Ledger) -> dict[str, str]:
     """Of the last campaign's pages; none in an empty store."""
     try:
-        return ledger.links(ledger.strategies())
+        strategies = ledger.strategies()
     except RunNotFound:
         return {}
+    links = ledger.links(strategies)
+    try:
+        return links | ledger.share_views(strategies)
+    except StoreError as error:
+        click.echo(f"columns and charts are MLflow's own choice: {error}", err=True)
+        return links
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from qtrack.ledger.store import Store, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.tags import tags_of
 from qtrack.ledger.timeline import timeline
+from qtrack.ledger.views import share
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
@@ -274,6 +275,14 @@ class Ledger:
         """Pages of MLflow's UI that compare these strategies: fragments to put after its address."""
         ids = {name: experiment for experiment, name in self._reader.experiments().items()}
         return links_of(strategies, ids)
+
+    def share_views(self, strategies: Sequence[Strategy]) -> dict[str, str]:
+        """Pages of these strategies with columns and charts chosen, which the experiment then keeps.
+
+        Fragments like ``links``. Raises StoreError where the store may not be written.
+        """
+        ids = {name: experiment for experiment, name in self._reader.experiments().items()}
+        return share(self._store, ids[strategies[0].experiment], strategies) if strategies else {}
 
     def _experiments(self, name: str | None = None) -> dict[str, str]:
         """Names by id: of the one experiment, or of all."""

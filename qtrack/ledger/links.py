@@ -31,14 +31,18 @@ def links_of(strategies: Sequence[Strategy], experiments: Mapping[str, str]) -> 
     }
 
 
+def chosen_runs(strategies: Sequence[Strategy]) -> str:
+    """MLflow's filter for these runs: short where they are a whole campaign."""
+    campaign = strategies[0].campaign
+    if campaign and all(one.campaign == campaign and not one.origin for one in strategies):
+        return _stages_of(campaign)
+    return f"attributes.run_id IN ({', '.join(repr(strategy.run_id) for strategy in strategies)})"
+
+
 def _table_link(experiment: str, strategies: Sequence[Strategy]) -> str:
     """Sorted by the metric, the best first; which columns it has is the browser's to remember."""
-    campaigns = {strategy.campaign for strategy in strategies}
-    whole = len(campaigns) == 1 and not any(strategy.origin for strategy in strategies)
-    campaign = campaigns.pop() if whole else None
-    runs = ", ".join(f"'{strategy.run_id}'" for strategy in strategies)
-    chosen = _stages_of(campaign) if campaign else f"attributes.run_id IN ({runs})"
-    link = f"#/experiments/{quote(experiment, safe='')}/runs?searchFilter={quote(chosen, safe='')}"
+    chosen = quote(chosen_runs(strategies), safe="")
+    link = f"#/experiments/{quote(experiment, safe='')}/runs?searchFilter={chosen}"
     metric = next((strategy.metric for strategy in strategies if strategy.metric), None)
     if metric is None:
         return link

@@ -49,6 +49,7 @@ WEIGHTS = Path(__file__).with_suffix(".safetensors")
 HELD_OUT = {"test": 240, "validation": 720, "calibration": 160}
 BATCH_SIZE = 64
 PASSES = 4
+RATE = 5e-3
 
 # Input channels, output channels and stride of each block.
 BLOCKS = ((16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1))
@@ -182,10 +183,12 @@ def jitter(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def train(network: type[nn.Module], task: Task, *, epochs: int = 30, seed: int = 0) -> nn.Module:
+def train(
+    network: type[nn.Module], task: Task, *, epochs: int = 30, lr: float = RATE, seed: int = 0
+) -> nn.Module:
     torch.manual_seed(seed)
     net = network()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         for images, labels in task.training():
@@ -202,12 +205,12 @@ def accuracy(net: nn.Module, split: str) -> float:
         return float((net(images).argmax(1) == labels).float().mean())
 
 
-def main(network: type[nn.Module], task: Task, weights: Path) -> None:
+def main(network: type[nn.Module], task: Task, weights: Path, lr: float = RATE) -> None:
     parser = argparse.ArgumentParser(description=f"Train {network.__name__} again and write its weights.")
     parser.add_argument("--out", type=Path, default=weights, metavar="FILE")
     out = parser.parse_args().out
     torch.set_num_threads(1)  # quickest for a network this small, and sums do not depend on the machine
-    net = train(network, task)
+    net = train(network, task, lr=lr)
     save_file(net.state_dict(), out)
     for split in splits():
         print(f"{split:12s} {accuracy(net, split):.4f}")

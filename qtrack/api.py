@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.campaign import run_plan
-from qtrack.errors import InputError, QtrackError, RecipeError, RunNotFound
+from qtrack.errors import InputError, QtrackError, RecipeError, RunNotFound, TaskError
 from qtrack.monitor import SILENT, Monitor, Titled
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
@@ -315,7 +315,10 @@ def task_of(ledger: Ledger, run: str, task: Task | str | None = None) -> Task:
         return task
     if task is not None:
         return load_task(task)
-    return load_recorded_task(ledger.pipeline(run).task)
+    try:
+        return load_recorded_task(ledger.pipeline(run).task)
+    except TaskError as error:
+        raise TaskError(f"{error}; say where it is now: --task path/to/file.py:Class") from error
 
 
 def open_ledger(tracking_uri: str | None = None) -> Ledger:

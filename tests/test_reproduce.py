@@ -412,7 +412,7 @@ def test_a_task_that_is_elsewhere_is_asked_for(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = command("reproduce", "ptq", "--tracking-uri", uri)
     assert done.exit_code == 2
-    assert "tiny_task.py: no such file" in done.stderr
+    assert "tiny_task.py: no such file; say where it is now: --task " in done.stderr
     assert len(done.stderr.splitlines()) == 1
     named = command("reproduce", "ptq", "--tracking-uri", uri, "--task", f"{folder}/tiny_task.py:Mine")
     assert named.exit_code == 0, named.output

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qtrack.backends import Backend, Prepared, Quantized, layers_with_weights, load_backend
+from qtrack.backends.packed import packed_state
 from qtrack.backends.torch_ao import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
@@ -90,7 +91,7 @@ def execute(
 
 
 def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
-    """The recipe's model with a recorded ``state_dict`` in place of calibration and training."""
+    """The recipe's model with a recorded ``state_dict``, unpacked, in place of calibration and training."""
     recipe = settled(recipe)
     assert recipe.engine
     with using_engine(recipe.engine):
@@ -102,7 +103,7 @@ def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
             with torch.no_grad():
                 call(prepared.model.eval(), example, "the prepared model refuses its example")
             model = backend.convert(prepared, example).model
-        model.load_state_dict(state)
+        model.load_state_dict(packed_state(state))
         return model
 
 

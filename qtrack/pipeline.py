@@ -178,7 +178,8 @@ class _Findings:
         if self.task is not None:
             self._check_target(pipeline.target, self.task)
             self._check_needs(pipeline, stages, self.task)
-            self._check_overrides(pipeline.recipe, self.task)
+            self._check_names(pipeline.recipe, self.task)
+        self._check_backend(pipeline.recipe)
         if self.faults or self.task is None:
             raise PipelineError(self.faults)
         return Plan(pipeline, self.task, stages, source, self.folder)
@@ -225,16 +226,27 @@ class _Findings:
                     f"{self.where}: {asker} needs {' and '.join(missing)}, which {type(task).__name__} lacks"
                 )
 
-    def _check_overrides(self, recipe: Recipe, task: Task) -> None:
-        if not recipe.overrides:
+    def _check_backend(self, recipe: Recipe) -> None:
+        from qtrack.backends import capabilities  # the package imports torch
+
+        self.faults += capabilities.faults(recipe, f"{self.where}: recipe")
+
+    def _check_names(self, recipe: Recipe, task: Task) -> None:
+        """Modules that the recipe names; calls of functions are known once the model is traced."""
+        named = [(i, override) for i, override in enumerate(recipe.overrides) if not override.names_calls]
+        if not named and not recipe.non_traceable:
             return
         modules = [
             Module(name, type(module).__name__) for name, module in task.model().named_modules() if name
         ]
-        for i, override in enumerate(recipe.overrides):
+        for i, override in named:
             if not any(override.matches(module) for module in modules):
                 at = f"{self.where}: recipe.overrides[{i}]"
                 self.faults.append(f"{at}: {override} matches no layer of {type(task).__name__}'s model")
+        for i, name in enumerate(recipe.non_traceable):
+            if name not in {module.name for module in modules}:
+                at = f"{self.where}: recipe.non_traceable[{i}]"
+                self.faults.append(f"{at}: {type(task).__name__}'s model has no module {name!r}")
 
 
 def _option_faults(stage: Any, spec: StageSpec) -> Iterator[str]:

@@ -8,6 +8,8 @@ and equal digests mean equal configurations. Decisions that are costly to revers
   never change; a better default is a new stage or a new version.
 * A scheme holds only the fields that take effect in its mode; anything else is refused instead of ignored.
 * Overrides are ordered and the last match wins. A match on a module covers everything inside it.
+* A call of a function goes by the name that the layer table gives it: ``block.add``, ``block.add#2``.
+* What can be written here is what some backend carries out; which one, ``qtrack.backends.capabilities`` says.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -32,9 +35,9 @@ from pydantic import (
 from qtrack.errors import RecipeError
 from qtrack.reading import load_yaml, parse
 
-BackendName = Literal["fx"]
+BackendName = Literal["fx", "eager", "pt2e", "torchao"]
 Engine = Literal["x86", "fbgemm", "onednn", "qnnpack"]
-Granularity = Literal["per_tensor", "per_channel"]
+Granularity = Literal["per_tensor", "per_channel", "per_group"]
 Mode = Literal["static", "dynamic", "weight_only", "float16", "float"]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -97,17 +100,24 @@ Observer = Annotated[MinMax | MovingAverage | Histogram, Field(discriminator="ki
 
 
 class WeightSpec(Frozen):
-    """Weights: signed integers with a scale per tensor or per output channel."""
+    """Weights: signed integers with a scale per tensor, per output channel, or per group within a channel."""
 
     bits: Bits = 8
     symmetric: bool = True
     granularity: Granularity = "per_tensor"
+    group_size: int | None = Field(
+        None, ge=1, lt=2**31, description="inputs that share a scale; per_group alone"
+    )
     observer: Observer = MinMax()
 
     @model_validator(mode="after")
-    def _histogram_is_per_tensor(self) -> Self:
-        if self.granularity == "per_channel" and self.observer.kind == "histogram":
-            raise ValueError("observer: histogram has no per_channel form; use min_max")
+    def _fields_fit(self) -> Self:
+        if self.granularity != "per_tensor" and self.observer.kind == "histogram":
+            raise ValueError(f"observer: histogram has no {self.granularity} form; use min_max")
+        if self.granularity == "per_group" and self.group_size is None:
+            raise ValueError("group_size: per_group needs it, such as 32")
+        if self.granularity != "per_group" and self.group_size is not None:
+            raise ValueError(f"group_size: takes effect with per_group alone, not with {self.granularity}")
         return self
 
 
@@ -155,15 +165,24 @@ class Float16(_Scheme):
     mode: Literal["float16"] = "float16"
 
 
+class Torchao(_Scheme):
+    """A configuration of torchao's in its own JSON form (``config_to_dict``), for what no other mode says."""
+
+    mode: Literal["torchao"] = "torchao"
+    config: dict[str, JsonValue]
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
 class Float(_Scheme):
     """Left as it is."""
 
     mode: Literal["float"] = "float"
 
 
-Scheme = Annotated[
-    Static | Dynamic | WeightOnly | Float16 | Float, Field(discriminator="mode"), _tagged("mode")
-]
+AnyScheme = Static | Dynamic | WeightOnly | Float16 | Torchao | Float
+Scheme = Annotated[AnyScheme, Field(discriminator="mode"), _tagged("mode")]
 SCHEMES: dict[str, type[Static | Dynamic | WeightOnly | Float16 | Float]] = {
     "static": Static,
     "dynamic": Dynamic,
@@ -180,33 +199,73 @@ class Module(NamedTuple):
     type: str
 
 
+class Call(NamedTuple):
+    """Where a function is called: its name in the layer table (``block.add#2``), and the function's own."""
+
+    name: str
+    function: str
+
+
+WAYS = ("layer", "glob", "type", "function", "call")
+
+
 class Override(Frozen):
-    """Another scheme for the modules that one of ``layer``, ``glob`` or ``type`` names."""
+    """Another scheme for what one of the ways names: modules, or calls of functions (static or float)."""
 
     layer: str | None = Field(None, min_length=1, description="exact dotted name of a module")
     glob: str | None = Field(
         None, min_length=1, description="shell pattern over dotted names, such as blocks.*.project"
     )
     type: str | None = Field(None, min_length=1, description="class name of a module, such as Conv2d")
+    function: str | None = Field(
+        None, min_length=1, description="a function wherever it is called: add, torch.add"
+    )
+    call: str | None = Field(
+        None, min_length=1, description="one call, by its name in the layer table: block.add#2"
+    )
     scheme: Scheme
 
     @model_validator(mode="after")
     def _one_way_to_match(self) -> Self:
-        if sum(way is not None for way in (self.layer, self.glob, self.type)) != 1:
-            raise ValueError("name exactly one of layer, glob, type")
+        if sum(getattr(self, way) is not None for way in WAYS) != 1:
+            raise ValueError(f"name exactly one of {', '.join(WAYS)}")
+        if self.names_calls and self.scheme.mode not in ("static", "float"):
+            raise ValueError(f"scheme: a function runs static or float; {self.scheme.mode} is for weights")
         return self
 
-    def matches(self, module: Module) -> bool:
-        """Does this override name the module itself (whatever is inside it follows)?"""
+    @property
+    def way(self) -> str:
+        """The field by which it names what it is for."""
+        return next(way for way in WAYS if getattr(self, way) is not None)
+
+    @property
+    def names_calls(self) -> bool:
+        """Is it for calls of functions, and not for modules?"""
+        return self.function is not None or self.call is not None
+
+    def matches(self, place: Module | Call) -> bool:
+        """Does this override name the module or the call itself (whatever is inside it follows)?"""
+        if isinstance(place, Call):
+            return place.name == self.call or (
+                self.function is not None and place.function == bare_name(self.function)
+            )
+        return self._matches_module(place)
+
+    def _matches_module(self, module: Module) -> bool:
         if self.layer is not None:
             return module.name == self.layer
         if self.glob is not None:
             return fnmatchcase(module.name, self.glob)
-        return module.type == self.type
+        return self.type is not None and module.type == self.type
 
     def __str__(self) -> str:
-        way = next(way for way in ("layer", "glob", "type") if getattr(self, way) is not None)
-        return f"{way} {getattr(self, way)!r}"
+        return f"{self.way} {getattr(self, self.way)!r}"
+
+
+def bare_name(function: str) -> str:
+    """``add`` for ``torch.add``, ``operator.add``, ``__iadd__`` and ``add``."""
+    name = function.rpartition(".")[2].strip("_")
+    return name.removeprefix("i") if name in ("iadd", "imul") else name
 
 
 class Calibration(Frozen):
@@ -243,6 +302,9 @@ class Recipe(Frozen):
     seed: Seed = 0
     default: Scheme = Static()
     overrides: tuple[Override, ...] = ()
+    non_traceable: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="exact dotted names of modules that are kept whole: not looked into, left in float"
+    )
     calibration: Calibration = Calibration()
     training: Training | None = None
 
@@ -268,16 +330,16 @@ class Recipe(Frozen):
         """Is any module asked to leave float?"""
         return any(scheme.mode != "float" for scheme in self.schemes())
 
-    def schemes(self) -> Iterator[Static | Dynamic | WeightOnly | Float16 | Float]:
+    def schemes(self) -> Iterator[AnyScheme]:
         """The default, then each override's."""
         yield self.default
         yield from (override.scheme for override in self.overrides)
 
-    def scheme_for(self, lineage: Iterable[Module]) -> Static | Dynamic | WeightOnly | Float16 | Float:
-        """The scheme of the last module of a lineage that runs from the root down to it."""
+    def scheme_for(self, lineage: Iterable[Module | Call]) -> AnyScheme:
+        """The scheme of the last module, or call, of a lineage that runs from the root down to it."""
         lineage = tuple(lineage)
         for override in reversed(self.overrides):
-            if any(override.matches(module) for module in lineage):
+            if any(override.matches(place) for place in lineage):
                 return override.scheme
         return self.default
 
@@ -294,6 +356,8 @@ class Recipe(Frozen):
 
     def with_weights(self, **changes: Any) -> Recipe:
         """These fields of the weight specification changed, in the default and in every override."""
+        if changes.get("granularity", "per_group") != "per_group":
+            changes = {"group_size": None, **changes}
         return self._each_scheme("weight", changes)
 
     def with_activations(self, **changes: Any) -> Recipe:

@@ -294,6 +294,19 @@ def test_doctor_checks_the_store(recorded):
     assert checks[-1]["state"] == "ok"
 
 
+def test_doctor_says_what_each_backend_carries_out():
+    backends = {c["what"]: c for c in json.loads(qtrack("doctor", "--json").stdout) if "features" in c}
+    assert list(backends) == ["backend fx", "backend eager", "backend pt2e", "backend torchao"]
+    assert backends["backend fx"]["features"]["mode"][0] == "static"
+    rows = [line.split() for line in qtrack("doctor").stdout.splitlines()]
+    assert ["training", "yes", "yes", "yes", "-"] in rows
+
+
+def test_doctor_says_how_to_install_a_backend(monkeypatch):
+    monkeypatch.setattr("qtrack.backends.capabilities.find_spec", lambda package: None)
+    assert "not installed: pip install 'qtrack[pt2e]'" in qtrack("doctor").stdout
+
+
 def test_doctor_leaves_no_store_behind(alone):
     assert qtrack("doctor").exit_code == 0
     assert list(alone.iterdir()) == []

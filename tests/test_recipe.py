@@ -10,6 +10,7 @@ from qtrack.errors import RecipeError
 from qtrack.recipe import (
     ActivationSpec,
     Calibration,
+    Call,
     Dynamic,
     Float,
     Float16,
@@ -20,6 +21,7 @@ from qtrack.recipe import (
     Override,
     Recipe,
     Static,
+    Torchao,
     Training,
     WeightOnly,
     WeightSpec,
@@ -33,12 +35,14 @@ observers = st.one_of(
     st.builds(MovingAverage, averaging_constant=st.floats(0.001, 1)),
     st.builds(Histogram, bins=st.integers(16, 4096)),
 )
+granularities = st.sampled_from([("per_tensor", None), ("per_channel", None), ("per_group", 32)])
 weights = st.builds(
-    WeightSpec,
-    bits=st.integers(2, 8),
-    symmetric=st.booleans(),
-    granularity=st.sampled_from(["per_tensor", "per_channel"]),
-    observer=st.just(MinMax()),
+    lambda bits, symmetric, granularity: WeightSpec(
+        bits=bits, symmetric=symmetric, granularity=granularity[0], group_size=granularity[1]
+    ),
+    st.integers(2, 8),
+    st.booleans(),
+    granularities,
 )
 activations = st.builds(
     ActivationSpec,
@@ -52,11 +56,13 @@ schemes = st.one_of(
     st.builds(Dynamic, weight=weights),
     st.builds(WeightOnly, weight=weights),
     st.just(Float16()),
+    st.just(Torchao(config={"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {"group_size": None}})),
     st.just(Float()),
 )
 names = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=20)
 overrides = st.one_of(
-    *(st.builds(Override, scheme=schemes, **{way: names}) for way in ("layer", "glob", "type"))
+    *(st.builds(Override, scheme=schemes, **{way: names}) for way in ("layer", "glob", "type")),
+    *(st.builds(Override, scheme=st.just(Float()), **{way: names}) for way in ("function", "call")),
 )
 recipes = st.builds(
     Recipe,
@@ -64,6 +70,7 @@ recipes = st.builds(
     seed=st.integers(0, 2**63 - 1),
     default=schemes,
     overrides=st.lists(overrides, max_size=3).map(tuple),
+    non_traceable=st.lists(names, max_size=2).map(tuple),
     calibration=st.builds(
         Calibration,
         samples=st.none() | st.integers(1, 10_000),
@@ -114,11 +121,11 @@ def test_variants_may_be_written_as_bare_names():
         ),
         (
             "default: {weight: {granularity: channel}, mode: static}",
-            "default.weight.granularity: 'channel' is not one of per_tensor, per_channel",
+            "default.weight.granularity: 'channel' is not one of per_tensor, per_channel, per_group",
         ),
         (
             "default: {mode: statik}",
-            "default: 'statik' is not one of static, dynamic, weight_only, float16, float",
+            "default: 'statik' is not one of static, dynamic, weight_only, float16, torchao, float",
         ),
         (
             "default: {mode: static, weight: {bits: 9}}",
@@ -135,12 +142,25 @@ def test_variants_may_be_written_as_bare_names():
         ("default: {mode: static, weight: {observer: moving_average}}", "moving_average needs training"),
         (
             "overrides: [{layer: a, glob: b, scheme: float}]",
-            "overrides[0]: name exactly one of layer, glob, type",
+            "overrides[0]: name exactly one of layer, glob, type, function, call",
         ),
+        (
+            "overrides: [{function: add, scheme: dynamic}]",
+            "overrides[0]: scheme: a function runs static or float; dynamic is for weights",
+        ),
+        (
+            "default: {mode: weight_only, weight: {granularity: per_group}}",
+            "default.weight: group_size: per_group needs it, such as 32",
+        ),
+        (
+            "default: {mode: weight_only, weight: {group_size: 32}}",
+            "default.weight: group_size: takes effect with per_group alone, not with per_tensor",
+        ),
+        ("default: torchao", "default.config: is missing"),
         ("default: float\ntraining: {}", "training: needs a static scheme"),
         ("training: {lr: .nan}", "training.lr"),
         ("seed: 99999999999999999999999", "seed"),
-        ("backend: tensorrt", "backend: 'tensorrt' is not one of fx"),
+        ("backend: tensorrt", "backend: 'tensorrt' is not one of fx, eager, pt2e, torchao"),
         ("default: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("a: [", "plan.yaml: line 1, column 5 not valid YAML"),
         ("- 3", "plan.yaml: [3]"),
@@ -180,6 +200,28 @@ def test_the_last_matching_override_wins():
     assert (
         recipe.scheme_for(lineage(blocks, ("blocks.1", "Block"), ("blocks.1.project", "Conv2d"))) == Float()
     )
+
+
+def test_an_override_may_name_a_function_or_one_call_of_it():
+    recipe = Recipe(
+        overrides=(Override(function="torch.add", scheme=Float()), Override(call="b.add#2", scheme=Static()))
+    )
+    block = Module("b", "Block")
+    assert recipe.scheme_for([block, Call("b.add", "add")]) == Float()
+    assert recipe.scheme_for([block, Call("b.add#2", "add")]) == Static()
+    assert recipe.scheme_for([block, Call("b.mul", "mul")]) == recipe.default
+    assert recipe.scheme_for([block, Module("add", "add")]) == recipe.default
+
+
+@pytest.mark.parametrize("function", ["add", "torch.add", "_operator.iadd", "__iadd__", "add_"])
+def test_a_function_goes_by_its_bare_name(function):
+    assert Override(function=function, scheme=Float()).matches(Call("add#3", "add"))
+
+
+def test_another_granularity_has_no_groups():
+    recipe = Recipe(default=WeightOnly(weight=WeightSpec(granularity="per_group", group_size=32)))
+    assert recipe.with_weights(granularity="per_channel").default.weight.group_size is None
+    assert recipe.with_weights(bits=4).default.weight.group_size == 32
 
 
 def test_with_weights_reaches_default_and_overrides():

@@ -8,22 +8,28 @@ from importlib import import_module
 from torch import nn
 
 from qtrack.backends.base import Backend, Prepared, Quantized, layers_with_weights
+from qtrack.backends.capabilities import missing
 from qtrack.errors import BackendUnavailable
 from qtrack.numerics import Pair
 from qtrack.numerics.steps import Inputs
 
 BACKENDS = {
     "fx": "qtrack.backends.fx:FxBackend",
+    "eager": "qtrack.backends.eager:EagerBackend",
+    "pt2e": "qtrack.backends.pt2e:Pt2eBackend",
+    "torchao": "qtrack.backends.torchao:TorchaoBackend",
 }
 
 
 def load_backend(name: str) -> Backend:
     """The backend of that name; raises BackendUnavailable where its package is not installed."""
     module, _, cls = BACKENDS[name].partition(":")
+    if absent := missing(name):
+        raise BackendUnavailable(f"backend {name!r}: {absent}")
     try:
         backend: Backend = getattr(import_module(module), cls)()
     except ImportError as error:
-        raise BackendUnavailable(f"backend {name!r} needs: pip install 'qtrack[{name}]' ({error})") from error
+        raise BackendUnavailable(f"backend {name!r} cannot be imported: {error}") from error
     return backend
 
 

@@ -33,7 +33,7 @@ from qtrack.backends.fx_tracing import explain, untraceable
 from qtrack.backends.torch_ao import dynamic_qconfig, quiet, static_qconfig
 from qtrack.backends.weights import store_small
 from qtrack.errors import BackendError, RecipeError
-from qtrack.recipe import Dynamic, Float, Float16, Module, Recipe, Static, WeightOnly
+from qtrack.recipe import AnyScheme, Dynamic, Float, Float16, Module, Recipe, Static, WeightOnly
 from qtrack.task import Inputs
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,7 +41,6 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 NO_STATIC_KERNEL = (*RECURRENT, *LOOKUPS)
 DYNAMIC_KERNEL = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-AnyScheme = Static | Dynamic | WeightOnly | Float16 | Float
 
 
 @dataclass(frozen=True, eq=False)

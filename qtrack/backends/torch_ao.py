@@ -61,8 +61,11 @@ def supported_engines() -> list[str]:
 
 
 @contextmanager
-def using_engine(engine: Engine) -> Iterator[None]:
-    """Run with this engine's kernels; raises BackendUnavailable where the machine has none."""
+def using_engine(engine: Engine | None) -> Iterator[None]:
+    """Run with this engine's kernels, None: as torch is; raises BackendUnavailable where it does not run."""
+    if engine is None:
+        yield
+        return
     supported = supported_engines()
     if engine not in supported:
         raise BackendUnavailable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,9 @@ BROKEN = 1
 @debug
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool, tracking_uri: str | None) -> None:
-    """Try every part on this machine: packages, processor, int8 engines, the tracking store.
+    """Try every part on this machine: packages, processor, int8 engines, backends, the tracking store.
+
+    A second table says which backend carries out which feature of a recipe.
 
     Exits with 1 where something necessary is broken.
 
@@ -33,15 +35,27 @@ def doctor(ctx: click.Context, as_json: bool, tracking_uri: str | None) -> None:
       qtrack doctor --tracking-uri http://localhost:5000
     """
     from qtrack.cli import render
+    from qtrack.report.features import backends, features
     from qtrack.report.health import health, machine
 
-    checks = [*machine(), *_store(tracking_uri)]
+    checks = [*machine(), *backends(), *_store(tracking_uri)]
+    engines = [check.what.removeprefix("engine ") for check in checks if check.what.startswith("engine ")]
     if as_json:
-        render.print_json([check._asdict() for check in checks])
+        render.print_json([_record(check, engines) for check in checks])
     else:
         render.show(health(checks))
+        click.echo()
+        render.show(features(engines))
     if any(check.fails for check in checks):
         ctx.exit(BROKEN)
+
+
+def _record(check: Check, engines: list[str]) -> dict[str, Any]:
+    from qtrack.report.features import features_of
+
+    backend = check.what.removeprefix("backend ")
+    found = {"features": features_of(backend, engines)} if backend != check.what else {}
+    return {**check._asdict(), **found}
 
 
 def _store(uri: str | None) -> Iterator[Check]:

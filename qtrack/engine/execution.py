@@ -12,6 +12,7 @@ from torch import nn
 
 from qtrack.backends import Backend, Prepared, Quantized, layers_with_weights, load_backend
 from qtrack.backends.packed import packed_state
+from qtrack.backends.capabilities import check, has_engines
 from qtrack.backends.torch_ao import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
@@ -31,8 +32,9 @@ WORST = 5
 
 
 def settled(recipe: Recipe) -> Recipe:
-    """The recipe with the engine named, as this machine would choose it."""
-    return recipe if recipe.engine else recipe.having(engine=default_engine())
+    """The recipe with the engine named, as this machine would choose it, where its backend has engines."""
+    settles = recipe.engine is None and has_engines(recipe.backend)
+    return recipe.having(engine=default_engine()) if settles else recipe
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def execute(
     was given does not fit.
     """
     recipe = settled(recipe)
-    assert recipe.engine
+    check(recipe)
     with using_engine(recipe.engine):
         return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(baseline, thorough=thorough)
 
@@ -93,7 +95,6 @@ def execute(
 def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
     """The recipe's model with a recorded ``state_dict``, unpacked, in place of calibration and training."""
     recipe = settled(recipe)
-    assert recipe.engine
     with using_engine(recipe.engine):
         example = task.inputs(_first_batch(task))
         model = task.model().eval()

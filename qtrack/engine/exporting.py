@@ -57,7 +57,6 @@ def export_model(task: Task, recipe: Recipe, model: nn.Module, path: Path) -> Ex
     if path.suffix != ENDING:
         raise InputError(f"{path}: the name of an exported model must end in {ENDING}")
     recipe = settled(recipe)
-    assert recipe.engine
     batch = _first_batch(task)
     inputs = task.inputs(batch)
     with using_engine(recipe.engine), torch.no_grad(), _quiet():

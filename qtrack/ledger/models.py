@@ -12,7 +12,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -163,8 +162,6 @@ def _compared(task: Task, outcome: Outcome, folder: Path) -> Any:
 
 def engine_of(recipe: Recipe) -> Any:
     """Work with the recipe's engine."""
-    if recipe.engine is None:
-        return nullcontext()
     from qtrack.backends.torch_ao import using_engine
 
     return using_engine(recipe.engine)

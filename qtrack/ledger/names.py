@@ -17,7 +17,7 @@ from __future__ import annotations
 import posixpath
 import re
 
-from qtrack.recipe import Dynamic, Float16, Recipe, Static, WeightOnly
+from qtrack.recipe import Dynamic, Float16, Recipe, Static, Torchao, WeightOnly
 
 
 class Tag:
@@ -195,4 +195,6 @@ def _bits(recipe: Recipe) -> str:
             return f"w{weight.bits}"
         case Float16():
             return "w16"
+        case Torchao():
+            return "torchao"
     return "w32"

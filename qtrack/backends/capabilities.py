@@ -49,7 +49,7 @@ TORCH_AO: Features = {
 }
 CAPABILITIES: dict[str, Features] = {
     "fx": {**TORCH_AO, "overrides": ("layer", "glob", "type")},
-    "eager": {**TORCH_AO, "overrides": ("layer", "glob", "type")},
+    "eager": {**TORCH_AO, "overrides": ("layer", "glob", "type"), "non_traceable": YES},
     "pt2e": {
         "mode": ("static", "dynamic", "float"),
         "training": YES,

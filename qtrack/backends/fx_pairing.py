@@ -8,7 +8,7 @@ which is which.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
+from qtrack.backends.assignment import UserModule
 from qtrack.backends.weights import Widen
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.graph import Program
@@ -57,21 +58,6 @@ MOVES_DATA = {
 def moves_data(kind: str) -> bool:
     """Does a function or a class of modules of this name add no error of its own?"""
     return kind.lower().replace("_", "") in MOVES_DATA
-
-
-class UserModule(NamedTuple):
-    """What the user's float model has under a name."""
-
-    type: str
-    params: int
-
-
-def user_modules(model: nn.Module) -> dict[str, UserModule]:
-    """What a float model has under each name."""
-    return {
-        name: UserModule(type(module).__name__, sum(parameter.numel() for parameter in module.parameters()))
-        for name, module in model.named_modules()
-    }
 
 
 def pair_graphs(
@@ -188,9 +174,14 @@ def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
         return "int8_dynamic"
     if node.name in quantized or ".quantized" in home:
         return "int8"
+    return stored_as(module) or "float32"
+
+
+def stored_as(module: nn.Module | None) -> str | None:
+    """How the weights in a module are stored where that is smaller than what is computed with."""
     small = next((m for m in (module.modules() if module else ()) if is_parametrized(m, "weight")), None)
     if small is None:
-        return "float32"
+        return None
     restore = small.get_submodule("parametrizations.weight.0")
     return "float16_weight" if isinstance(restore, Widen) else "int8_weight"
 
@@ -227,7 +218,7 @@ def dequantized_weight(module: nn.Module | None) -> Tensor | None:
     return weight.dequantize() if weight.is_quantized else weight.detach().float()
 
 
-def qparams_of(converted: GraphModule) -> dict[str, Any]:
+def qparams_of(converted: nn.Module) -> dict[str, Any]:
     """Scales and zero-points as plain numbers and lists, by the name of what they belong to."""
     found: dict[str, Any] = {}
     for name, value in converted.state_dict().items():

@@ -39,7 +39,7 @@ def explain(cause: Exception, model: nn.Module, opaque: Collection[str]) -> str:
 
 def _culprit(model: nn.Module, opaque: list[str]) -> str | None:
     """The innermost module where tracing fails, "" for the model itself; None where the fault is another."""
-    tracer = _Trail(opaque, [])
+    tracer = Trail(opaque, [])
     try:
         tracer.trace(model)
     except Exception:  # the same failure again, this time with the way to it
@@ -47,7 +47,7 @@ def _culprit(model: nn.Module, opaque: list[str]) -> str | None:
     return None
 
 
-class _Trail(QuantizationTracer):
+class Trail(QuantizationTracer):
     """Remembers where it is."""
 
     path = ""

@@ -9,8 +9,9 @@ from torch import nn
 from torch.ao.quantization.quantize_fx import fuse_fx
 from torch.fx import GraphModule
 
+from qtrack.backends.assignment import user_modules
 from qtrack.backends.eager_pairing import pair_modules
-from qtrack.backends.fx_pairing import pair_graphs, user_modules
+from qtrack.backends.fx_pairing import pair_graphs
 from qtrack.backends.fx_tracing import explain
 from qtrack.backends.torch_ao import quiet
 from qtrack.errors import BackendError

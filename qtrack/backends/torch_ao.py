@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
+from torch.ao.nn.intrinsic.qat import freeze_bn_stats as freeze_fused_bn
 from torch.ao.quantization import (
     FakeQuantize,
+    FakeQuantizeBase,
     FusedMovingAvgObsFakeQuantize,
     HistogramObserver,
     MinMaxObserver,
@@ -20,9 +23,11 @@ from torch.ao.quantization import (
     QConfig,
 )
 
+from qtrack.backends.base import Prepared
 from qtrack.errors import BackendUnavailable
-from qtrack.recipe import ActivationSpec, Dynamic, Engine, Static, WeightSpec
+from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Engine, Static, WeightSpec
 
+Model = TypeVar("Model", bound=nn.Module)
 OBSERVERS: dict[tuple[str, str], Any] = {
     ("min_max", "per_tensor"): MinMaxObserver,
     ("min_max", "per_channel"): PerChannelMinMaxObserver,
@@ -30,12 +35,15 @@ OBSERVERS: dict[tuple[str, str], Any] = {
     ("moving_average", "per_channel"): MovingAveragePerChannelMinMaxObserver,
     ("histogram", "per_tensor"): HistogramObserver,
 }
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SCHEMES = {
     ("per_tensor", True): torch.per_tensor_symmetric,
     ("per_tensor", False): torch.per_tensor_affine,
     ("per_channel", True): torch.per_channel_symmetric,
     ("per_channel", False): torch.per_channel_affine,
 }
+LONGEST = 250
+"""Letters of what torch says of a kernel: the rest are names of its backends."""
 NOISE = (
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max",
@@ -93,12 +101,67 @@ def static_qconfig(scheme: Static, *, training: bool) -> Any:
     )
 
 
+def layer_qconfig(module: nn.Module, scheme: AnyScheme, *, training: bool) -> Any:
+    """Observers for one layer, None where it needs none.
+
+    Transposed convolutions have no per-channel weights in torch.ao.
+    """
+    if isinstance(scheme, Static):
+        return (per_tensor_qconfig if isinstance(module, TRANSPOSED) else static_qconfig)(
+            scheme, training=training
+        )
+    return dynamic_qconfig(scheme) if isinstance(scheme, Dynamic) else None
+
+
+def per_tensor_qconfig(scheme: Static, *, training: bool) -> Any:
+    """The same with one scale for all of a weight."""
+    weight = scheme.weight.having(granularity="per_tensor")
+    return static_qconfig(scheme.having(weight=weight), training=training)
+
+
 def dynamic_qconfig(scheme: Dynamic) -> Any:
     """Observers for the weights; activations are measured by the kernel itself."""
     return QConfig(
         activation=PlaceholderObserver.with_args(dtype=torch.quint8, is_dynamic=True),
         weight=_observe(scheme.weight.observer, scheme.weight.granularity, weight_range(scheme.weight)),
     )
+
+
+def observe(prepared: Prepared, on: bool) -> None:
+    """Let the observers in fake quantization move, or hold them still."""
+    for module in prepared.model.modules():
+        if isinstance(module, FakeQuantizeBase):
+            module.enable_observer(on)
+
+
+def fake_quantize(prepared: Prepared, on: bool) -> None:
+    """Switch fake quantization on or off, where there is any."""
+    for module in prepared.model.modules():
+        if isinstance(module, FakeQuantizeBase):
+            module.enable_fake_quant(on)
+
+
+def freeze_bn_stats(prepared: Prepared) -> None:
+    """Hold BatchNorm's running statistics still from now on, fused or not."""
+    prepared.model.apply(freeze_fused_bn)
+    for module in prepared.model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def without_quantization(model: Model) -> Model:
+    """The same prepared model in evaluation, with fake quantization and observers off: fused, and float."""
+    for module in model.eval().modules():
+        if isinstance(module, FakeQuantizeBase):
+            module.disable_fake_quant()
+            module.disable_observer()
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """What foreign code said, in one line of bearable length."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def weight_observer(spec: WeightSpec) -> Any:

@@ -6,12 +6,15 @@ weight is made anew at each call. It works for every module that has a ``weight`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qtrack.backends.base import has_weights
 from qtrack.backends.torch_ao import quiet, weight_observer
-from qtrack.recipe import Float16, WeightOnly
+from qtrack.recipe import AnyScheme, Float16, WeightOnly
 
 
 class Dequantize(nn.Module):
@@ -45,6 +48,18 @@ def store_small(module: nn.Module, scheme: WeightOnly | Float16) -> None:
     )
     module.weight = nn.Parameter(stored, requires_grad=False)
     parametrize.register_parametrization(module, "weight", restore, unsafe=True)
+
+
+def store_all_small(model: nn.Module, schemes: Mapping[str, AnyScheme]) -> None:
+    """The same for every module of a model whose scheme says so, fused or not."""
+    for name, scheme in schemes.items():
+        if isinstance(scheme, WeightOnly | Float16):
+            store_small(weighted(model.get_submodule(name)), scheme)
+
+
+def weighted(module: nn.Module) -> nn.Module:
+    """The layer inside a module that fusion made of it and its activation."""
+    return module if has_weights(module) else next(child for child in module.children() if has_weights(child))
 
 
 def _as_half(weight: Tensor) -> tuple[Tensor, nn.Module]:

@@ -1,7 +1,8 @@
 """The arithmetic of an eager model's integers in float: what torch exports, and kernels are held against.
 
 It is made of the float model with its stubs: weights are those that the kernels hold, and each output that a
-kernel rounds to a scale is rounded so by fake quantization.
+kernel rounds to a scale is rounded so here: in plain arithmetic, since torch does not export its own fake
+quantization with recorded scales.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Rounded(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         output: Tensor = self.module(*inputs)
-        return torch.fake_quantize_per_tensor_affine(output, self.scale, self.zero_point, *FULL_RANGE)
+        steps = torch.round(output / self.scale) + self.zero_point
+        return (steps.clamp(*FULL_RANGE) - self.zero_point) * self.scale
 
 
 def emulated(fused: nn.Module, kernels: nn.Module) -> nn.Module:

@@ -337,11 +337,14 @@ class Recipe(Frozen):
 
     def scheme_for(self, lineage: Iterable[Module | Call]) -> AnyScheme:
         """The scheme of the last module, or call, of a lineage that runs from the root down to it."""
+        override = self.override_for(lineage)
+        return self.default if override is None else override.scheme
+
+    def override_for(self, lineage: Iterable[Module | Call]) -> Override | None:
+        """The override that decides it; None where the default does."""
         lineage = tuple(lineage)
-        for override in reversed(self.overrides):
-            if any(override.matches(place) for place in lineage):
-                return override.scheme
-        return self.default
+        matching = (o for o in reversed(self.overrides) if any(map(o.matches, lineage)))
+        return next(matching, None)
 
     def with_mode(self, mode: Mode) -> Recipe:
         """The whole model in this mode, weights and activations as they were if it has any; no training."""

@@ -48,7 +48,7 @@ TORCH_AO: Features = {
     "engine": ("x86", "fbgemm", "onednn", "qnnpack"),
 }
 CAPABILITIES: dict[str, Features] = {
-    "fx": {**TORCH_AO, "overrides": ("layer", "glob", "type")},
+    "fx": {**TORCH_AO, "overrides": WAYS, "non_traceable": YES},
     "eager": {**TORCH_AO, "overrides": ("layer", "glob", "type"), "non_traceable": YES},
     "pt2e": {
         "mode": ("static", "dynamic", "float"),

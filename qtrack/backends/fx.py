@@ -1,13 +1,14 @@
 """The fx backend: torch.ao's FX graph mode.
 
 What a recipe says is resolved first, and given to torch.ao by exact name. Functions (add, cat, ...) follow
-the default scheme, or the module around them where that is left in float.
+the override that names them, else the default scheme, or the module around them where that is left in float.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 from torch.ao.quantization import (
@@ -23,7 +24,8 @@ from torch.fx import GraphModule
 
 from qtrack.backends.assignment import Assignment, assign, lineages_of, some
 from qtrack.backends.base import Prepared, Quantized, has_weights
-from qtrack.backends.fx_pairing import pair_graphs, qparams_of
+from qtrack.backends.fx_functions import add_overrides, calls_in, hold_float
+from qtrack.backends.fx_pairing import Names, pair_graphs, qparams_of
 from qtrack.backends.fx_reference import recorded_reference, take_parameters
 from qtrack.backends.fx_tracing import explain, untraceable
 from qtrack.backends.torch_ao import (
@@ -52,15 +54,27 @@ class FxBackend:
 
     def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
         details = assign(model, recipe)
-        prepared = self._prepare(model, recipe, details.schemes, example)
+        mapping = _mapping(model, recipe, details.schemes)
+        in_float: list[str] = []
+        if any(override.names_calls for override in recipe.overrides):
+            seen = self._prepare(copy.deepcopy(model), recipe, details.schemes, mapping, example)
+            calls = calls_in(seen, Names(seen, details.modules))
+            lineages = lineages_of(model)
+            in_float = add_overrides(mapping, calls, recipe, lineages, _function_qconfigs(recipe))
+        prepared = self._prepare(model, recipe, details.schemes, mapping, example)
+        hold_float(prepared, in_float)
         return Prepared(prepared, recipe, details)
 
     def _prepare(
-        self, model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme], example: Inputs
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        schemes: Mapping[str, AnyScheme],
+        mapping: QConfigMapping,
+        example: Inputs,
     ) -> GraphModule:
-        opaque = untraceable(model, _left_whole(model, recipe, schemes))
+        opaque = untraceable(model, _left_whole(model, recipe, schemes), recipe.non_traceable)
         custom = PrepareCustomConfig().set_non_traceable_module_names(opaque)
-        mapping = _mapping(model, recipe, schemes)
         arguments = tuple(example.values()) if isinstance(example, dict) else example
         training = recipe.training is not None
         try:
@@ -140,6 +154,16 @@ def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme])
         elif name and isinstance(schemes[name], Float):
             mapping.set_module_name(name, None)
     return mapping
+
+
+def _function_qconfigs(recipe: Recipe) -> Callable[[AnyScheme, Any], Any]:
+    """What observes a function in a scheme, as it would if that were the default."""
+
+    def of(scheme: AnyScheme, function: Any) -> Any:
+        mapping = _function_mapping(scheme, training=recipe.training is not None)
+        return mapping.object_type_qconfigs.get(function, mapping.global_qconfig)
+
+    return of
 
 
 def _function_mapping(default: AnyScheme, *, training: bool) -> QConfigMapping:

@@ -7,6 +7,7 @@ which is which.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from qtrack.backends.assignment import UserModule
 from qtrack.backends.weights import Widen
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.graph import Program
+from qtrack.recipe import bare_name
 from qtrack.task import Inputs
 
 CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
@@ -65,7 +67,7 @@ def pair_graphs(
 ) -> Pair:
     """Pair all layers with weights, and all functions that ran quantized."""
     quantized = _quantized_nodes(converted, example)
-    names = _Names(reference, modules)
+    names = Names(reference, modules)
     sites = []
     for index, (start, end, actual) in enumerate(_matches(reference, converted)):
         dtype = _dtype(converted, actual, quantized)
@@ -129,29 +131,34 @@ def _base_name(graph: GraphModule, node: Node) -> str:
     """A module's dotted name; a function's bare name, the same before and after lowering."""
     if node.op == "call_module":
         return str(node.target)
-    name = str(getattr(node.target, "__name__", node.target)).rpartition(".")[2]
-    return name.strip("_").removeprefix("i") if name in ("iadd", "imul", "__iadd__", "__imul__") else name
+    return bare_name(str(getattr(node.target, "__name__", node.target)))
 
 
 def _module(graph: GraphModule, node: Node) -> nn.Module | None:
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-class _Names:
-    """The float model's name for each node: the module's, or the surrounding module's and the function's."""
+class Names:
+    """The float model's name for each node: the module's, or the surrounding module's and the function's.
+
+    A second call of the same module or function is told apart by ``#2``, counted in the graph's order.
+    """
 
     def __init__(self, reference: GraphModule, modules: Mapping[str, UserModule]) -> None:
         attributes = reference.meta.get("_observed_graph_module_attrs")
         self.graph = reference
         self.scopes: Mapping[str, tuple[str, Any]] = attributes.node_name_to_scope if attributes else {}
         self.modules = modules
-        self.taken: dict[str, int] = {}
+        self.known: dict[str, tuple[str, str]] = {}
+        taken: Counter[str] = Counter()
+        for node in _work(reference):
+            name, kind = self._plain(node)
+            taken[name] += 1
+            self.known[node.name] = (name if taken[name] == 1 else f"{name}#{taken[name]}"), kind
 
     def of(self, node: Node) -> tuple[str, str]:
-        """Name and type; a second call of the same module or function is told apart by ``#2``."""
-        name, kind = self._plain(node)
-        self.taken[name] = self.taken.get(name, 0) + 1
-        return (name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"), kind
+        """Name and type."""
+        return self.known[node.name]
 
     def _plain(self, node: Node) -> tuple[str, str]:
         if node.op == "call_module":

@@ -9,9 +9,9 @@ from torch import nn
 from torch.ao.quantization.fx.tracer import QuantizationTracer
 
 
-def untraceable(model: nn.Module, candidates: Collection[str]) -> list[str]:
-    """Those candidates which can't be traced and must be left whole; all others are traced as usual."""
-    found: list[str] = []
+def untraceable(model: nn.Module, candidates: Collection[str], whole: Collection[str] = ()) -> list[str]:
+    """Those candidates which can't be traced and must be left whole, besides those that are to be."""
+    found = list(whole)
     while candidates and (culprit := _culprit(model, found)):
         above = [name for name in candidates if culprit == name or culprit.startswith(f"{name}.")]
         if not above or above[0] in found:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from qtrack.backends import Backend, Prepared, Quantized, layers_with_weights, load_backend
-from qtrack.backends.packed import packed_state
 from qtrack.backends.capabilities import check, has_engines
 from qtrack.backends.torch_ao import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
 from qtrack.engine.evaluation import call, evaluate
 from qtrack.engine.measure import latency, size_bytes
+from qtrack.engine.packed import load
 from qtrack.engine.training import Checkpoint, train
 from qtrack.environment import has_vnni
 from qtrack.errors import DataError, TaskError
@@ -104,7 +104,7 @@ def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
             with torch.no_grad():
                 call(prepared.model.eval(), example, "the prepared model refuses its example")
             model = backend.convert(prepared, example).model
-        model.load_state_dict(packed_state(state))
+        load(model, state)
         return model
 
 

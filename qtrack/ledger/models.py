@@ -125,10 +125,10 @@ def _reason(error: Exception) -> str:
 
 
 def _write(outcome: Outcome, folder: Path) -> None:
-    from qtrack.backends.packed import unpacked_state
+    from qtrack.engine.packed import unpacked
 
     folder.mkdir(parents=True)
-    for name, content in ((STATE, unpacked_state(outcome.model.state_dict())), (EXAMPLE, outcome.example)):
+    for name, content in ((STATE, unpacked(outcome.model.state_dict())), (EXAMPLE, outcome.example)):
         with (folder / name).open("wb") as file:  # given a path, torch does not say that the disk is full
             torch.save(content, file)
     (folder / RECIPE).write_text(recipe_to_yaml(outcome.recipe), encoding="utf-8")
@@ -145,7 +145,7 @@ def _load(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu")
         except UnpicklingError as cause:
             raise ValueError(
-                f"{path.name} holds more than tensors, which torch would have to run code to read"
+                f"{path.name} holds more than tensors and plain data; torch would have to run code to read it"
             ) from cause
 
 

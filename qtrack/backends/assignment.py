@@ -114,13 +114,15 @@ def _feasible(module: nn.Module, scheme: AnyScheme, *, closed: bool) -> AnySchem
     """The scheme, or float where torch.ao has no kernel for the module in that mode."""
     if closed and not isinstance(scheme, WeightOnly | Float16):
         return Float()
+    if isinstance(module, nn.MultiheadAttention):
+        return scheme if isinstance(scheme, WeightOnly | Float16) else Float()
     if not has_weights(module):
         return scheme if isinstance(scheme, Static) else Float()
     possible = {
         "static": not isinstance(module, NO_STATIC_KERNEL),
         "dynamic": isinstance(module, DYNAMIC_KERNEL),
         "weight_only": not isinstance(module, RECURRENT),
-        "float16": not isinstance(module, RECURRENT),
+        "float16": not isinstance(module, RECURRENT) or isinstance(module, DYNAMIC_KERNEL),
         "float": True,
     }
     return scheme if possible[scheme.mode] else Float()
@@ -141,7 +143,8 @@ def _refuse_named(
         name = override.layer
         if name is None or name not in wanted:
             continue
-        if wanted[name].mode != feasible[name].mode and has_weights(model.get_submodule(name)):
-            kind = type(model.get_submodule(name)).__name__
-            asked = f"{wanted[name].mode} kernel for {name} ({kind})"
+        module = model.get_submodule(name)
+        holds_weights = has_weights(module) or isinstance(module, nn.MultiheadAttention)
+        if wanted[name].mode != feasible[name].mode and holds_weights:
+            asked = f"{wanted[name].mode} kernel for {name} ({type(module).__name__})"
             raise RecipeError(f"recipe.overrides[{i}]: {recipe.backend} has no {asked}")

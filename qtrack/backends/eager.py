@@ -19,11 +19,9 @@ from torch.ao.quantization import (
     convert,
     fuse_modules,
     fuse_modules_qat,
-    get_default_dynamic_quant_module_mappings,
     get_default_qat_module_mappings,
     prepare,
     propagate_qconfig_,
-    swap_module,
 )
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten
@@ -34,9 +32,9 @@ from qtrack.backends.eager_graph import Traced, chains, traced
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.eager_reference import emulated
 from qtrack.backends.eager_stubs import Ends, has_stubs, place, respect
+from qtrack.backends.finishing import finish
 from qtrack.backends.fx_pairing import qparams_of
 from qtrack.backends.torch_ao import (
-    dynamic_qconfig,
     fake_quantize,
     first_line,
     freeze_bn_stats,
@@ -44,7 +42,6 @@ from qtrack.backends.torch_ao import (
     quiet,
     without_quantization,
 )
-from qtrack.backends.weights import store_all_small
 from qtrack.errors import BackendError
 from qtrack.recipe import AnyScheme, Dynamic, Recipe, Static
 from qtrack.task import Inputs
@@ -117,10 +114,7 @@ class EagerBackend:
         schemes = {details.place_of(name): s for name, s in details.assignment.schemes.items()}
         model = copy.deepcopy(prepared.model).eval()
         converted: nn.Module = convert(model, inplace=True)
-        for name, scheme in schemes.items():
-            if isinstance(scheme, Dynamic):
-                _make_dynamic(converted, name, scheme)
-        store_all_small(converted, schemes)
+        finish(converted, schemes)
         return converted
 
     def reference(self, prepared: Prepared) -> nn.Module:
@@ -187,12 +181,6 @@ def _observe(model: nn.Module, *, training: bool) -> nn.Module:
     convert(model, mapping, inplace=True, remove_qconfig=False)
     prepare(model, observer_non_leaf_module_list=set(mapping.values()), inplace=True)
     return model
-
-
-def _make_dynamic(model: nn.Module, name: str, scheme: Dynamic) -> None:
-    module = model.get_submodule(name)
-    module.qconfig = dynamic_qconfig(scheme)
-    model.set_submodule(name, swap_module(module, get_default_dynamic_quant_module_mappings(), {}))
 
 
 def _check_same(model: nn.Module, placed: nn.Module, example: Inputs) -> None:

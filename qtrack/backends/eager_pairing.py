@@ -10,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.assignment import UserModule, user_modules
-from qtrack.backends.fx_pairing import dequantized_weight, folded_weight, moves_data, stored_as
+from qtrack.backends.fx_pairing import (
+    LOOKUPS,
+    dequantized_weight,
+    dynamic_dtype,
+    folded_weight,
+    moves_data,
+    stored_as,
+)
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.hooks import HookedModel
 from qtrack.numerics.steps import OUTPUT, Inputs, Step
@@ -131,7 +137,9 @@ def _swallowed(after: Sequence[str], found: _Found) -> list[str]:
 def _dtype(module: nn.Module, step: Step) -> str:
     home = type(module).__module__
     if "quantized.dynamic" in home:
-        return "float16_weight" if getattr(module, "dtype", None) == torch.float16 else "int8_dynamic"
+        return dynamic_dtype(module)
+    if isinstance(module, LOOKUPS):
+        return "int8_weight"
     outputs = step.output if isinstance(step.output, tuple) else (step.output,)
     tensors = [output for output in outputs if isinstance(output, Tensor)]
     if any(tensor.is_quantized for tensor in tensors) or _is_quantized(home):

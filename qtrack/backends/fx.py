@@ -22,8 +22,9 @@ from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx, prepare_qat_fx
 from torch.fx import GraphModule
 
-from qtrack.backends.assignment import Assignment, assign, lineages_of, some
+from qtrack.backends.assignment import RECURRENT, Assignment, assign, lineages_of, some, torchs_own
 from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.finishing import finish
 from qtrack.backends.fx_functions import add_overrides, calls_in, hold_float
 from qtrack.backends.fx_pairing import Names, pair_graphs, qparams_of
 from qtrack.backends.fx_reference import recorded_reference, take_parameters
@@ -39,7 +40,6 @@ from qtrack.backends.torch_ao import (
     static_qconfig,
     without_quantization,
 )
-from qtrack.backends.weights import store_all_small
 from qtrack.errors import BackendError
 from qtrack.recipe import AnyScheme, Dynamic, Float, Recipe, Static
 from qtrack.task import Inputs
@@ -53,7 +53,7 @@ class FxBackend:
     freeze_bn_stats = staticmethod(freeze_bn_stats)
 
     def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
-        details = assign(model, recipe)
+        details = assign(model, recipe, torchs_own(model))
         mapping = _mapping(model, recipe, details.schemes)
         in_float: list[str] = []
         if any(override.names_calls for override in recipe.overrides):
@@ -93,7 +93,7 @@ class FxBackend:
         except Exception as cause:  # kernels refuse what they cannot pack
             raise BackendError(f"torch.ao could not convert the model: {first_line(cause)}") from cause
         details: Assignment = prepared.details
-        store_all_small(converted, details.schemes)
+        finish(converted, details.schemes)
         pair = pair_graphs(reference, converted, details.modules, example)
         floats = tuple(s.layer for s in pair.sites if not s.quantized and _holds_weights(converted, s.layer))
         return Quantized(converted, pair, qparams_of(converted), floats, details.stays_float(floats, "fx"))
@@ -112,7 +112,7 @@ class FxBackend:
         try:
             with quiet():
                 reference = recorded_reference(prepared.model, recorded)
-                store_all_small(reference, details.schemes)
+                finish(reference, details.schemes)
                 take_parameters(reference, recorded)
         except BackendError:
             raise
@@ -150,7 +150,8 @@ def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme])
     mapping = _function_mapping(recipe.default, training=training)
     for name, module in model.named_modules():
         if name and has_weights(module):
-            mapping.set_module_name(name, layer_qconfig(module, schemes[name], training=training))
+            qconfig = layer_qconfig(module, schemes[name], training=training)
+            mapping.set_module_name(name, None if isinstance(module, RECURRENT) else qconfig)
         elif name and isinstance(schemes[name], Float):
             mapping.set_module_name(name, None)
     return mapping

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import Embedding, EmbeddingBag
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -25,6 +26,7 @@ from qtrack.numerics.graph import Program
 from qtrack.recipe import bare_name
 from qtrack.task import Inputs
 
+LOOKUPS = (Embedding, EmbeddingBag)
 CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
 MOVES_DATA = {
     *(
@@ -178,10 +180,18 @@ def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
     module = _module(graph, node)
     home = type(module).__module__
     if module is not None and "quantized.dynamic" in home:
-        return "int8_dynamic"
+        return dynamic_dtype(module)
+    if isinstance(module, LOOKUPS):
+        return "int8_weight"
     if node.name in quantized or ".quantized" in home:
         return "int8"
     return stored_as(module) or "float32"
+
+
+def dynamic_dtype(module: Any) -> str:
+    """What a kernel that measures its activations has its weights in; one in float16 leaves them in float."""
+    dtypes = (getattr(module, "dtype", None), getattr(module, "weight_dtype", None))
+    return "float16_weight" if torch.float16 in dtypes else "int8_dynamic"
 
 
 def stored_as(module: nn.Module | None) -> str | None:

@@ -6,15 +6,16 @@ weight is made anew at each call. It works for every module that has a ``weight`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qtrack.backends.base import has_weights
 from qtrack.backends.torch_ao import quiet, weight_observer
-from qtrack.recipe import AnyScheme, Float16, WeightOnly
+from qtrack.recipe import Float16, WeightOnly
+
+WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Of a layer, and of MultiheadAttention beside those of its output layer."""
 
 
 class Dequantize(nn.Module):
@@ -40,26 +41,23 @@ class Widen(nn.Module):
 
 
 def store_small(module: nn.Module, scheme: WeightOnly | Float16) -> None:
-    """Replace the module's weight by its stored form."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    stored, restore = (
-        _as_integers(weight.detach(), scheme) if isinstance(scheme, WeightOnly) else _as_half(weight)
-    )
-    module.weight = nn.Parameter(stored, requires_grad=False)
-    parametrize.register_parametrization(module, "weight", restore, unsafe=True)
+    """Replace the module's weights by their stored form."""
+    for name in WEIGHTS:
+        weight = getattr(module, name, None)
+        if isinstance(weight, Tensor):
+            _store_small(module, name, weight.detach(), scheme)
 
 
-def store_all_small(model: nn.Module, schemes: Mapping[str, AnyScheme]) -> None:
-    """The same for every module of a model whose scheme says so, fused or not."""
-    for name, scheme in schemes.items():
-        if isinstance(scheme, WeightOnly | Float16):
-            store_small(weighted(model.get_submodule(name)), scheme)
+def _store_small(module: nn.Module, name: str, weight: Tensor, scheme: WeightOnly | Float16) -> None:
+    stored, restore = _as_integers(weight, scheme) if isinstance(scheme, WeightOnly) else _as_half(weight)
+    setattr(module, name, nn.Parameter(stored, requires_grad=False))
+    parametrize.register_parametrization(module, name, restore, unsafe=True)
 
 
 def weighted(module: nn.Module) -> nn.Module:
     """The layer inside a module that fusion made of it and its activation."""
-    return module if has_weights(module) else next(child for child in module.children() if has_weights(child))
+    is_layer = has_weights(module) or isinstance(module, nn.MultiheadAttention)
+    return module if is_layer else next(child for child in module.children() if has_weights(child))
 
 
 def _as_half(weight: Tensor) -> tuple[Tensor, nn.Module]:

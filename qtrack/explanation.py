@@ -30,9 +30,14 @@ from qtrack.reproduction import Recorded
 from qtrack.sources import NONE
 from qtrack.statistics import Scores
 
-RECIPE_PARTS = ("backend", "engine", "seed", "default", "overrides", "calibration", "training")
-"""Of ``default``, weight and activation are parts of their own where both recipes have the same mode."""
-SCHEME_PARTS = ("weight", "activation")
+RECIPE_PARTS = (
+    *("backend", "engine", "seed", "default", "overrides", "non_traceable", "calibration", "training"),
+)
+"""Of ``default``, weight and activation are parts of their own where both recipes have the same mode.
+
+A backend takes the engine along: some have none.
+"""
+SCHEME_PARTS = ("weight", "activation", "config")
 THREADS = "threads"
 Execute = Callable[[str, Recipe, int | None], Scores]
 """The scores of a recipe on the validation split, under a title and with a number of threads."""
@@ -128,7 +133,7 @@ def _changed_parts(first: Recipe, second: Recipe) -> Iterator[tuple[str, dict[st
                 if getattr(was, part, None) != getattr(now, part, None):
                     yield f"default.{part}", {"default": was.having(**{part: getattr(now, part)})}
         elif was != now:
-            yield name, {name: now}
+            yield name, {name: now} | ({"engine": second.engine} if name == "backend" else {})
 
 
 class _Explaining:

@@ -15,7 +15,7 @@ from qtrack.api import diff, explain
 from qtrack.campaign import run_plan
 from qtrack.difference import shift
 from qtrack.errors import InputError, RunNotFound
-from qtrack.explanation import Skipped, recipe_swaps
+from qtrack.explanation import RECIPE_PARTS, Skipped, recipe_swaps
 from qtrack.pipeline import Pipeline, plan_of
 from qtrack.recipe import Recipe
 from qtrack.report.difference import difference as table_of
@@ -521,3 +521,19 @@ def test_an_interrupt_ends_it(seeds, monkeypatch):
     done = command("diff", *seeds, "--explain", "--task", "tiny_task.py:Mine")
     assert done.exit_code == 130
     assert done.stderr.endswith("qtrack: interrupted\n")
+
+
+def test_every_field_of_a_recipe_is_a_part_that_can_be_swapped():
+    assert {"version", *RECIPE_PARTS} == set(Recipe.model_fields)
+
+
+def test_another_backend_is_swapped_with_its_engine():
+    fx, pt2e = Recipe(engine="x86"), Recipe(backend="pt2e")
+    assert dict(recipe_swaps(fx, pt2e))["backend"] == pt2e
+
+
+def test_configurations_of_torchaos_own_are_swapped():
+    first, second = (
+        Recipe(backend="torchao", default={"mode": "torchao", "config": {"n": n}}) for n in (1, 2)
+    )
+    assert dict(recipe_swaps(first, second)) == {"default.config": second}

@@ -45,7 +45,8 @@ def _restored(own: Any, value: Any) -> Any:
     """A saved value as the object that a model has in this place."""
     if isinstance(own, torch.ScriptObject) and not isinstance(value, torch.ScriptObject):
         packed: Any = torch.ScriptObject.__new__(torch.ScriptObject)
-        content, kind = own.__getstate__()  # the file is not to choose the kind
+        there: Any = own
+        content, kind = there.__getstate__()  # the file is not to choose the kind
         packed.__setstate__((_restored(content, value[0]), kind))
         return packed
     if isinstance(own, list | tuple) and isinstance(value, list | tuple):

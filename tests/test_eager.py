@@ -198,6 +198,30 @@ def test_layers_that_are_called_twice_are_not_fused_and_stand_twice_in_the_table
     assert {name: rows[name] for name in rows if "conv" in name} == {"conv": "int8", "conv#2": "int8"}
 
 
+class Shared(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(36, 36)
+        self.again = nn.Sequential(self.first, nn.ReLU())
+        self.head = nn.Linear(36, 4)
+
+    def forward(self, x):
+        return self.head(self.again(torch.tanh(self.first(x.flatten(1)))))
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_a_layer_under_two_names_is_quantized_under_both(mode):
+    result = outcome(STATIC.with_mode(mode), task_of(Shared))
+    rows = {row.layer: row.dtype for row in result.layers}
+    assert set(rows) == {"first", "first#2", "head"}
+    assert "float32" not in rows.values()
+    assert result.sqnr_db > 25
+    rebuilt = rebuild(task_of(Shared), result.recipe, result.model.state_dict())
+    assert torch.equal(rebuilt(*result.example), result.model(*result.example))
+
+
 def test_functions_stay_float_and_transposed_convolutions_do_not():
     rows = dtypes(STATIC.with_weights(granularity="per_channel"), task_of(Functions))
     assert rows == {"one": "int8", "two": "int8", "up": "int8", "head": "int8"}

@@ -50,6 +50,14 @@ def has_weights(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.dim() >= 2
 
 
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module in the place of one, under every name that it goes by."""
+    old = model.get_submodule(name)
+    for alias, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(alias, new)
+
+
 class Backend(Protocol):
     """Turns recipes into quantized models; foreign exceptions leave it as BackendError."""
 

@@ -20,7 +20,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub, QuantWrapper
 from torch.fx import Node
 
-from qtrack.backends.base import has_weights
+from qtrack.backends.base import has_weights, replace_module
 from qtrack.backends.eager_graph import HEADS, Traced, readers
 from qtrack.backends.torch_ao import layer_qconfig
 from qtrack.recipe import AnyScheme, Static
@@ -67,7 +67,7 @@ def place(
     for name in wrapped:
         module = model.get_submodule(name)
         _observed(module, schemes[name], training=training)
-        model.set_submodule(name, QuantWrapper(module))
+        replace_module(model, name, QuantWrapper(module))
     for first, second in _joints(plan, schemes, set(wrapped)):
         model.get_submodule(first).dequant = nn.Identity()
         model.get_submodule(second).quant = nn.Identity()
@@ -88,7 +88,7 @@ def respect(
     for name in islands:
         island = Island(model.get_submodule(name)).train(model.training)
         _observed(island.quant, default, training=training)
-        model.set_submodule(name, island)
+        replace_module(model, name, island)
     return islands
 
 

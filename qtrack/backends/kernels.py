@@ -17,6 +17,7 @@ from torch.ao.quantization import (
 )
 
 from qtrack.backends.assignment import RECURRENT
+from qtrack.backends.base import replace_module
 from qtrack.backends.torch_ao import dynamic_qconfig, weight_range
 from qtrack.recipe import AnyScheme, Dynamic, Float16, WeightOnly, WeightSpec
 
@@ -103,4 +104,4 @@ def _clamp(observer: Any, seen: tuple[Tensor], _: Any) -> None:
 def _swap(model: nn.Module, name: str, qconfig: Any, mapping: Any) -> None:
     module = model.get_submodule(name)
     module.qconfig = qconfig
-    model.set_submodule(name, swap_module(module, mapping, {}))
+    replace_module(model, name, swap_module(module, mapping, {}))

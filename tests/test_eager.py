@@ -65,6 +65,11 @@ def test_a_layer_kept_float_keeps_its_weights_exactly_also_beside_batchnorm():
     assert torch.equal(model.block.conv.weight, Tiny().model().block.conv.weight)
 
 
+def test_batchnorm_behind_a_layer_kept_float_stays_float_as_well():
+    rows = dtypes(STATIC.keeping_float("block.conv"))
+    assert rows == {"stem": "int8", "block.conv": "float32", "block.bn": "float32", "head": "int8"}
+
+
 def test_overrides_may_quantize_what_the_default_leaves_float():
     recipe = STATIC.having(default=Float(), overrides=(Override(layer="head", scheme=Static()),))
     assert dtypes(recipe)["head"] == "int8"

@@ -18,6 +18,7 @@ from qtrack.task import load_task
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 PTQ = Recipe(engine="x86")
 CHANNELS = PTQ.with_weights(granularity="per_channel")
+KEPT = CHANNELS.keeping_float("blocks.1.project", "blocks.1.depthwise")
 QAT = CHANNELS.having(training=Training(epochs=1, lr=1e-4))
 STEPS = 8
 """Of the head's scale by which any output may differ; 5 were seen."""
@@ -81,7 +82,9 @@ def test_outputs_differ_by_a_few_steps(recipe):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "apart"), [(PTQ, 0.005), (CHANNELS, 0.005), (QAT, 0.01)], ids=["tensor", "channel", "trained"]
+    ("recipe", "apart"),
+    [(PTQ, 0.005), (CHANNELS, 0.005), (KEPT, 0.005), (QAT, 0.01)],
+    ids=["tensor", "channel", "kept float", "trained"],
 )
 def test_accuracy_is_the_same_within_bounds(recipe, apart):
     fx, eager = map(accuracy, both(recipe))

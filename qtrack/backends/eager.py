@@ -43,7 +43,7 @@ from qtrack.backends.torch_ao import (
     without_quantization,
 )
 from qtrack.errors import BackendError
-from qtrack.recipe import AnyScheme, Dynamic, Recipe, Static
+from qtrack.recipe import AnyScheme, Dynamic, Float, Recipe, Static
 from qtrack.task import Inputs
 
 SAME = 1e-3
@@ -141,8 +141,16 @@ def _place(
     training: bool,
 ) -> list[str]:
     """Fuse, and put stubs where there are none; the result is the names of the wrappers."""
-    parts = list(traced(model))
-    plan = [(part, _fuse(model, part, schemes, closed, training=training)) for part in parts]
+    plan: list[tuple[Traced, Ends]] = []
+    held: dict[str, AnyScheme] = {}
+    for part in list(traced(model)):
+        fused, left = _chains(part, schemes, closed, training=training)
+        for chain in fused:
+            names = [part.name(node) for node in chain]
+            (fuse_modules_qat if training else fuse_modules)(model, names, inplace=True)
+        plan.append((part, {chain[0]: chain[-1] for chain in fused}))
+        held |= {part.name(node): Float() for chain in left for node in chain}
+    schemes = {**schemes, **held}
     for module in model.modules():
         module.qconfig = None  # type: ignore[assignment]  # an attribute by which torch.ao goes
     if not has_stubs(model):
@@ -151,23 +159,17 @@ def _place(
     return respect(model, schemes, static, training=training) if static else []
 
 
-def _fuse(
-    model: nn.Module,
-    part: Traced,
-    schemes: Mapping[str, AnyScheme],
-    closed: Collection[str],
-    *,
-    training: bool,
-) -> Ends:
-    """Fuse what is quantized; the result is the last node of each chain by its first."""
-    ends: dict[Node, Node] = {}
+def _chains(
+    part: Traced, schemes: Mapping[str, AnyScheme], closed: Collection[str], *, training: bool
+) -> tuple[list[list[Node]], list[list[Node]]]:
+    """What is to be fused, and what is left as it is: in float, with what would have been fused into it."""
+    fused: list[list[Node]] = []
+    left: list[list[Node]] = []
     for chain in chains(part, training=training):
         names = [part.name(node) for node in chain]
         inside = any(name.startswith(f"{whole}.") for name in names for whole in closed)
-        if schemes[names[0]].mode != "float" and not inside:
-            (fuse_modules_qat if training else fuse_modules)(model, names, inplace=True)
-            ends[chain[0]] = chain[-1]
-    return ends
+        (left if inside or isinstance(schemes[names[0]], Float) else fused).append(chain)
+    return fused, left
 
 
 def _observe(model: nn.Module, *, training: bool) -> nn.Module:

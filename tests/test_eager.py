@@ -357,3 +357,62 @@ def test_dynamic_layers_have_no_reference():
     prepared = backend.prepare(task.model(), STATIC.with_mode("dynamic"), task.inputs(task.calibration()[0]))
     with pytest.raises(BackendError, match="layers in dynamic mode have no reference form: head"):
         backend.reference(prepared)
+
+
+WITHOUT_WEIGHTS = {
+    "BatchNorm2d": lambda: nn.BatchNorm2d(4),
+    "InstanceNorm2d": lambda: nn.InstanceNorm2d(4, affine=True),
+    "GroupNorm": lambda: nn.GroupNorm(2, 4),
+    "LayerNorm": lambda: nn.LayerNorm(6),
+    "ELU": nn.ELU,
+    "Hardswish": nn.Hardswish,
+    "LeakyReLU": lambda: nn.LeakyReLU(0.1),
+}
+
+
+class Between(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.one, self.layer, self.two = nn.Conv2d(1, 4, 3, padding=1), make(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.two(self.layer(torch.tanh(self.one(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_layers_without_weights_run_on_their_kernels(name):
+    task = task_of(lambda: Between(WITHOUT_WEIGHTS[name]))
+    result = outcome(STATIC.with_weights(granularity="per_channel"), task)
+    rows = {row.layer: row for row in result.layers}
+    assert rows["layer"].dtype == "int8"
+    assert rows["layer"].own_sqnr_db > 25
+    rebuilt = rebuild(task, result.recipe, result.model.state_dict())
+    assert torch.equal(rebuilt(*result.example), result.model(*result.example))
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_and_have_a_reference(name):
+    task = task_of(lambda: Between(WITHOUT_WEIGHTS[name]))
+    backend, example = load_backend("eager"), task.inputs(task.calibration()[0])
+    prepared = backend.prepare(task.model(), STATIC, example)
+    with torch.no_grad():
+        prepared.model(*example)
+        emulated, kernels = backend.reference(prepared), backend.convert(prepared, example).model
+        gap = (emulated(*example) - kernels(*example)).abs().max()
+    assert gap < 3 * float(kernels.two.module.scale)
+
+
+class Keywords(TinyNet):
+    def forward(self, image, offset=0.0):
+        return {"scores": super().forward(image + offset)}
+
+
+def test_inputs_by_name_and_outputs_in_a_dict_are_no_trouble():
+    class Named(type(task_of(Keywords))):
+        def inputs(self, batch):
+            return {"image": batch[0]}
+
+        def predictions(self, output, batch):
+            return output["scores"].argmax(-1)
+
+    assert dtypes(STATIC, Named()) == {"stem": "int8", "block.conv": "int8", "head": "int8"}

@@ -235,6 +235,18 @@ def test_functions_fused_repeated_and_with_fixed_ranges_are_found():
     assert all(row.own_sqnr_db > 20 for name, row in rows.items() if name != "up")
 
 
+class Activated(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ELU()
+
+
+def test_an_elus_scale_is_part_of_the_state():
+    result = outcome(STATIC, task_of(Activated))
+    rebuilt = rebuild(task_of(Activated), result.recipe, result.model.state_dict())
+    assert torch.equal(rebuilt(*result.example), result.model(*result.example))
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()

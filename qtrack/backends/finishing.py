@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
+from torch.ao.nn.quantized import ELU
 
 from qtrack.backends.kernels import (
     has_dynamic_kernel,
     has_lookup_kernel,
     is_half_recurrent,
+    keep_scale,
     make_dynamic,
     make_half,
     narrow,
@@ -27,6 +29,9 @@ def finish(model: nn.Module, schemes: Mapping[str, AnyScheme]) -> None:
             _finish_integers(model, name, scheme)
         elif isinstance(scheme, WeightOnly | Float16):
             _store_small(model, name, scheme)
+    for module in model.modules():
+        if isinstance(module, ELU):
+            keep_scale(module)
 
 
 def _finish_integers(model: nn.Module, name: str, scheme: Static | Dynamic) -> None:

@@ -70,6 +70,14 @@ def narrow(kernel: Any, spec: WeightSpec) -> None:
     kernel.set_weight_bias(_like(integers, weight), kernel.bias())
 
 
+def keep_scale(module: Any) -> None:
+    """Make scale and zero-point part of the ``state_dict``, where torch.ao forgot them."""
+    for name in ("scale", "zero_point"):
+        value = torch.tensor(getattr(module, name))
+        delattr(module, name)
+        module.register_buffer(name, value)
+
+
 def _like(integers: Tensor, weight: Tensor) -> Tensor:
     """With the scales of another quantized tensor."""
     if weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):

@@ -416,3 +416,43 @@ def test_inputs_by_name_and_outputs_in_a_dict_are_no_trouble():
             return output["scores"].argmax(-1)
 
     assert dtypes(STATIC, Named()) == {"stem": "int8", "block.conv": "int8", "head": "int8"}
+
+
+class Noisy(TinyNet):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def test_chance_in_a_model_is_no_difference_and_is_left_as_it_was():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    task = task_of(Noisy)
+    model, example = task.model(), task.inputs(task.calibration()[0])
+    torch.manual_seed(3)
+    load_backend("eager").prepare(model, STATIC, example)
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Twofold(TinyNet):
+    """The block is called as it stands, and its parts from outside as well."""
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        return self.head(self.pool(self.block(x) + self.block.conv(x)).flatten(1))
+
+
+def test_layers_called_from_outside_of_their_module_are_refused_where_that_matters():
+    class Untraceable(Twofold):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > -1e9 else x
+
+    with pytest.raises(BackendError, match="gives other outputs than the float one: are layers called"):
+        outcome(STATIC, task_of(Untraceable))
+
+
+def test_a_record_of_another_model_has_no_reference():
+    backend, task = load_backend("eager"), Tiny()
+    prepared = backend.prepare(task.model(), STATIC, task.inputs(task.calibration()[0]))
+    with pytest.raises(BackendError, match="the model has no reference form"):
+        backend.reference_of(prepared, outcome(STATIC, task_of(Chain)).model)

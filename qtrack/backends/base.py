@@ -50,6 +50,11 @@ def has_weights(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.dim() >= 2
 
 
+def holds_weights(model: nn.Module, layer: str) -> bool:
+    """Has the layer (or a call of it, ``#2``), or anything inside it, weights that could be quantized?"""
+    return any(map(has_weights, model.get_submodule(layer.partition("#")[0]).modules()))
+
+
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put another module in the place of one, under every name that it goes by."""
     old = model.get_submodule(name)

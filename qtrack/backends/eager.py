@@ -27,7 +27,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from qtrack.backends.assignment import Assignment, assign, some, torchs_own
-from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.base import Prepared, Quantized, holds_weights
 from qtrack.backends.eager_graph import Traced, chains, traced
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.eager_reference import emulated
@@ -105,7 +105,7 @@ class EagerBackend:
                 )
         except Exception as cause:  # kernels refuse what they cannot pack or run
             raise BackendError(_refused(cause)) from cause
-        floats = tuple(s.layer for s in pair.sites if not s.quantized and _holds_weights(converted, s.actual))
+        floats = tuple(s.layer for s in pair.sites if not s.quantized and holds_weights(converted, s.actual))
         qparams = _named(qparams_of(converted), details.wrappers)
         return Quantized(converted, pair, qparams, floats, details.assignment.stays_float(floats, "eager"))
 
@@ -129,7 +129,10 @@ class EagerBackend:
         dynamic = [n for n, scheme in details.assignment.schemes.items() if isinstance(scheme, Dynamic)]
         if dynamic:
             raise BackendError(f"layers in dynamic mode have no reference form: {some(dynamic)}")
-        return emulated(details.fused, kernels)
+        try:
+            return emulated(details.fused, kernels)
+        except Exception as cause:  # a record of another model
+            raise BackendError(f"the model has no reference form: {first_line(cause)}") from cause
 
 
 def _place(
@@ -200,7 +203,10 @@ def _check_same(model: nn.Module, placed: nn.Module, example: Inputs) -> None:
 
 
 def _run(model: nn.Module, example: Inputs) -> list[Tensor]:
-    output: Any = model(**example) if isinstance(example, dict) else model(*example)
+    """All tensors of the output; chance is the same each time, and none is taken from the user's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output: Any = model(**example) if isinstance(example, dict) else model(*example)
     return [leaf.float() for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
@@ -219,11 +225,6 @@ def _refused(cause: Exception) -> str:
             "outside of the model's stubs in float"
         )
     return f"torch.ao could not convert the model: {first_line(cause)}"
-
-
-def _holds_weights(model: nn.Module, node: str) -> bool:
-    """Has the layer, or anything inside it, weights that could have been quantized?"""
-    return any(map(has_weights, model.get_submodule(node.partition("#")[0]).modules()))
 
 
 def _named(qparams: dict[str, Any], wrappers: Collection[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 from torch.fx import GraphModule
 
 from qtrack.backends.assignment import RECURRENT, Assignment, assign, lineages_of, some, torchs_own
-from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.base import Prepared, Quantized, has_weights, holds_weights
 from qtrack.backends.finishing import finish
 from qtrack.backends.fx_functions import add_overrides, calls_in, hold_float
 from qtrack.backends.fx_pairing import Names, pair_graphs, qparams_of
@@ -87,15 +87,15 @@ class FxBackend:
 
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         reference = without_quantization(_copy(prepared.model))
+        details: Assignment = prepared.details
         try:
             with quiet():
                 converted = convert_fx(_copy(prepared.model).eval())
+                finish(converted, details.schemes)
         except Exception as cause:  # kernels refuse what they cannot pack
             raise BackendError(f"torch.ao could not convert the model: {first_line(cause)}") from cause
-        details: Assignment = prepared.details
-        finish(converted, details.schemes)
         pair = pair_graphs(reference, converted, details.modules, example)
-        floats = tuple(s.layer for s in pair.sites if not s.quantized and _holds_weights(converted, s.layer))
+        floats = tuple(s.layer for s in pair.sites if not s.quantized and holds_weights(converted, s.layer))
         return Quantized(converted, pair, qparams_of(converted), floats, details.stays_float(floats, "fx"))
 
     def reference(self, prepared: Prepared) -> nn.Module:
@@ -125,11 +125,6 @@ def _copy(model: nn.Module) -> GraphModule:
     assert isinstance(model, GraphModule)
     copied: GraphModule = copy.deepcopy(model)
     return copied
-
-
-def _holds_weights(model: nn.Module, layer: str) -> bool:
-    """Has the layer, or anything inside it, weights that could have been quantized?"""
-    return any(map(has_weights, model.get_submodule(layer.partition("#")[0]).modules()))
 
 
 def _left_whole(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme]) -> list[str]:

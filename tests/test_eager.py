@@ -307,6 +307,13 @@ def test_a_layer_outside_of_the_users_stubs_must_stay_float():
         outcome(STATIC, task_of(Placed))
 
 
+def test_a_function_among_them_cannot_be_left_in_float():
+    with pytest.raises(
+        BackendError, match=r"was given integers \(Could not run 'aten::add.out'\): let it run"
+    ):
+        outcome(STATIC_CONVS.keeping_float("plus"), task_of(Placed))
+
+
 def test_a_float_layer_among_them_is_an_island():
     recipe = STATIC.keeping_float("two", "head")
     result = outcome(recipe, task_of(Placed))
@@ -456,3 +463,20 @@ def test_a_record_of_another_model_has_no_reference():
     prepared = backend.prepare(task.model(), STATIC, task.inputs(task.calibration()[0]))
     with pytest.raises(BackendError, match="the model has no reference form"):
         backend.reference_of(prepared, outcome(STATIC, task_of(Chain)).model)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Own(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.stem = Scaled(1, 8, 3, padding=1)
+
+
+def test_layers_of_the_users_own_classes_stay_float_and_it_is_said():
+    result = outcome(STATIC, task_of(Own))
+    assert result.float_layers == ("stem",)
+    assert result.warnings == ("1 layers stay float, eager has no static kernel for them: stem (Scaled)",)

@@ -218,12 +218,14 @@ def _explained(cause: Exception) -> str:
 
 
 def _refused(cause: Exception) -> str:
-    said = str(cause)
-    if isinstance(cause, NotImplementedError) and "'CPU' backend" in said:
+    said, _, rest = str(cause).partition(" with ")
+    if isinstance(cause, NotImplementedError) and "'CPU' backend" in rest:
         return (
-            f"a layer on integers was given floats ({said.partition(' with ')[0]}): leave layers that stand "
-            "outside of the model's stubs in float"
+            f"a layer on integers was given floats ({said}): leave layers that stand outside of the model's "
+            "stubs in float"
         )
+    if isinstance(cause, NotImplementedError) and "'QuantizedCPU' backend" in rest:
+        return f"what runs in float was given integers ({said}): let it run static, or outside of the stubs"
     return f"torch.ao could not convert the model: {first_line(cause)}"
 
 

@@ -63,7 +63,8 @@ def place(
     model: nn.Module, schemes: Mapping[str, AnyScheme], plan: Sequence[tuple[Traced, Ends]], *, training: bool
 ) -> list[str]:
     """Wrap every static layer of a fused model; the result is the wrappers' names."""
-    wrapped = [name for name, module in model.named_modules() if _is_layer(module, schemes.get(name))]
+    modules = [(n, m) for n, m in model.named_modules() if not isinstance(m, FloatFunctional)]
+    wrapped = [name for name, module in modules if _is_layer(module, schemes.get(name))]
     for name in wrapped:
         module = model.get_submodule(name)
         _observed(module, schemes[name], training=training)
@@ -81,8 +82,10 @@ def respect(
     islands = []
     for name, module in list(model.named_modules()):
         scheme = schemes.get(name, default)
-        if isinstance(module, PLACED) or (_is_layer(module, scheme) or isinstance(module, FloatFunctional)):
+        if isinstance(module, PLACED):
             _observed(module, scheme if isinstance(scheme, Static) else default, training=training)
+        elif _is_layer(module, scheme):
+            _observed(module, scheme, training=training)
         elif has_weights(module) and isinstance(module, HEADS):
             islands.append(name)
     for name in islands:
@@ -97,7 +100,7 @@ def _is_layer(module: nn.Module, scheme: AnyScheme | None) -> bool:
     if not isinstance(scheme, Static):
         return False
     head = module[0] if isinstance(module, _FusedModule) else module
-    return isinstance(head, (*HEADS, *WITHOUT_WEIGHTS)) and not isinstance(module, nn.BatchNorm1d)
+    return type(head) in (*HEADS, *WITHOUT_WEIGHTS, FloatFunctional)  # of a subclass torch.ao knows nothing
 
 
 def _observed(module: nn.Module, scheme: AnyScheme, *, training: bool) -> None:

@@ -308,9 +308,7 @@ def test_a_layer_outside_of_the_users_stubs_must_stay_float():
 
 
 def test_a_function_among_them_cannot_be_left_in_float():
-    with pytest.raises(
-        BackendError, match=r"was given integers \(Could not run 'aten::add.out'\): let it run"
-    ):
+    with pytest.raises(BackendError, match=r"was given integers .*'aten::add.out'.*: let it run"):
         outcome(STATIC_CONVS.keeping_float("plus"), task_of(Placed))
 
 

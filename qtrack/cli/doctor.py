@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qtrack.cli.options import as_json, debug, tracking_uri
+from qtrack.cli.signals import terminating_as_interrupted
 
 if TYPE_CHECKING:
     from qtrack.report.health import Check
@@ -18,11 +19,12 @@ BROKEN = 1
 
 
 @click.command()
+@click.option("--operators", is_flag=True, help="Try every operator on every backend instead; a minute.")
 @as_json
 @tracking_uri
 @debug
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool, tracking_uri: str | None) -> None:
+def doctor(ctx: click.Context, operators: bool, as_json: bool, tracking_uri: str | None) -> None:
     """Try every part on this machine: packages, processor, int8 engines, backends, the tracking store.
 
     A second table says which backend carries out which feature of a recipe.
@@ -33,7 +35,11 @@ def doctor(ctx: click.Context, as_json: bool, tracking_uri: str | None) -> None:
     Examples:
       qtrack doctor
       qtrack doctor --tracking-uri http://localhost:5000
+      qtrack doctor --operators
     """
+    if operators:
+        _show_operators(as_json=as_json)
+        return
     from qtrack.cli import render
     from qtrack.report.features import backends, features
     from qtrack.report.health import health, machine
@@ -48,6 +54,20 @@ def doctor(ctx: click.Context, as_json: bool, tracking_uri: str | None) -> None:
         render.show(features(engines))
     if any(check.fails for check in checks):
         ctx.exit(BROKEN)
+
+
+def _show_operators(*, as_json: bool) -> None:
+    from rich.console import Console
+
+    from qtrack.cli import progress, render
+    from qtrack.report.operators import operators, records, try_operators
+
+    with terminating_as_interrupted(), progress.monitor(Console(stderr=True)) as monitor:
+        found = try_operators(monitor)
+    if as_json:
+        render.print_json(records(found))
+    else:
+        render.show(operators(found))
 
 
 def _record(check: Check, engines: list[str]) -> dict[str, Any]:

@@ -97,14 +97,15 @@ def _quantized_nodes(graph: GraphModule, example: Inputs) -> set[str]:
 
 def _matches(reference: GraphModule, converted: GraphModule) -> Iterator[tuple[Node, Node, Node]]:
     """Start and end in the reference with the node in the converted graph that does the same."""
-    waiting = iter(_work(reference))
+    waiting = _work(reference)
     for actual in _work(converted):
         name = _base_name(converted, actual)
-        fused = _is_lowered(actual) and name.endswith("_relu")
+        fused = _is_lowered(actual) and name.endswith("_relu") and name != "leaky_relu"
         wanted = name.removesuffix("_relu") if fused else name
-        start = next((node for node in waiting if _base_name(reference, node) == wanted), None)
-        if start is None:
-            return
+        place = next((i for i, node in enumerate(waiting) if _base_name(reference, node) == wanted), None)
+        if place is None:  # torch.ao put it in
+            continue
+        start, waiting = waiting[place], waiting[place + 1 :]
         yield start, (_relu_after(reference, start) if fused else start), actual
 
 

@@ -269,8 +269,11 @@ def _noise_over_signal(noise: NDArray[np.float64], signal: NDArray[np.float64]) 
 
 
 def _as_fed(floats: tuple[Tensor, ...], actual: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The float network's inputs in the type of the real ones, with their scale and zero-point."""
-    return tuple(_like(one, other) for one, other in zip(floats, actual, strict=True))
+    """The float network's inputs in the type of the real ones, with their scale and zero-point.
+
+    A function's weights come after what it works on, and where they are packed into the kernel it takes none.
+    """
+    return tuple(_like(one, other) for one, other in zip(floats, actual, strict=False))
 
 
 def _like(value: Tensor, actual: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ which is which.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,6 +58,10 @@ MOVES_DATA = {
     *("relu", "relu6", "clamp", "hardtanh", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d"),
 }
 """Functions and modules that add no error of their own: they move quantized values or cut them off."""
+
+
+STORED_SMALL = re.compile(r"(\.0)?\.parametrizations\.weight\.0\.")
+"""Where a weight that is widened as it is used stands, in a layer alone or with an activation fused to it."""
 
 
 def moves_data(kind: str) -> bool:
@@ -237,17 +242,27 @@ def dequantized_weight(module: nn.Module | None) -> Tensor | None:
 
 
 def qparams_of(converted: nn.Module) -> dict[str, Any]:
-    """Scales and zero-points as plain numbers and lists, by the name of what they belong to."""
+    """Scales and zero-points as plain numbers and lists, by the name of what they belong to.
+
+    Those of a layer's weight are called ``LAYER.weight.scale`` whatever holds them.
+    """
     found: dict[str, Any] = {}
+    unused = {f"{name}." for name, module in converted.named_modules() if _is_dynamic(module)}
     for name, value in converted.state_dict().items():
-        if name.endswith(("scale", "zero_point")) or "_scale_" in name or "_zero_point_" in name:
-            found[name] = value.tolist()
+        is_own = name.rpartition(".")[0] + "." not in unused
+        if is_own and (name.endswith(("scale", "zero_point")) or "_scale_" in name or "_zero_point_" in name):
+            found[STORED_SMALL.sub(".weight.", name)] = value.tolist()
     for name, module in converted.named_modules():
         weight = getattr(module, "weight", None)
         tensor = weight() if callable(weight) and not isinstance(weight, Tensor) else None
         if isinstance(tensor, Tensor) and tensor.is_quantized:
             found |= {f"{name}.weight.{key}": value for key, value in _weight_qparams(tensor).items()}
     return found
+
+
+def _is_dynamic(module: nn.Module) -> bool:
+    """Has it the attributes of a static layer without a use for them?"""
+    return type(module).__module__.startswith("torch.ao.nn.quantized.dynamic")
 
 
 def _weight_qparams(tensor: Tensor) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def assign(model: nn.Module, recipe: Recipe, closed: Collection[str] = ()) -> As
         name: _feasible(model.get_submodule(name), scheme, closed=_is_inside(name, closed))
         for name, scheme in wanted.items()
     }
-    _refuse_named(recipe, model, wanted, feasible)
+    refuse_named(recipe, model, wanted, feasible)
     return Assignment(wanted, feasible, user_modules(model))
 
 
@@ -135,7 +135,7 @@ def _refuse_unknown(recipe: Recipe, model: nn.Module) -> None:
             raise RecipeError(f"recipe.non_traceable[{i}]: the model has no module {name!r}")
 
 
-def _refuse_named(
+def refuse_named(
     recipe: Recipe, model: nn.Module, wanted: Mapping[str, AnyScheme], feasible: Mapping[str, AnyScheme]
 ) -> None:
     """What an override names exactly must be done, or refused in so many words."""

@@ -51,11 +51,12 @@ CAPABILITIES: dict[str, Features] = {
     "fx": {**TORCH_AO, "overrides": WAYS, "non_traceable": YES},
     "eager": {**TORCH_AO, "overrides": ("layer", "glob", "type"), "non_traceable": YES},
     "pt2e": {
-        "mode": ("static", "dynamic", "float"),
+        "mode": ("static", "dynamic", "weight_only", "float"),
         "training": YES,
         **_weights("static", observer=OBSERVERS),
         **_activations(),
         **_weights("dynamic"),
+        **_weights("weight_only"),
         "overrides": WAYS,
     },
     "torchao": {

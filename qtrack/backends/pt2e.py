@@ -1,0 +1,211 @@
+"""The pt2e backend: torch.export, and torchao's prepare and convert by a quantizer that follows the recipe.
+
+What it gives is the exported graph with integers between conversions, the form that compilers lower; run as
+it is, its arithmetic is float. The batch dimension stays free.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten, tree_map
+from torchao.quantization.pt2e import FakeQuantizeBase
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+
+from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, user_modules
+from qtrack.backends.aten import Layer, layers_of
+from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.pt2e_graph import Exported, fold, hold_scales, in_float
+from qtrack.backends.pt2e_pairing import pair_exports
+from qtrack.backends.pt2e_quantizer import ANNOTATION, RecipeQuantizer, takes_static
+from qtrack.errors import BackendError
+from qtrack.recipe import AnyScheme, Dynamic, Float, Recipe, Static, WeightOnly
+from qtrack.task import Inputs
+
+NOISE = ("torch.fx._symbolic_trace", "torch.export", "torch._export", "torch.ao", "torchao")
+
+
+@dataclass(frozen=True, eq=False)
+class _Details:
+    assignment: Assignment
+    """By module, for what stays in float."""
+    schemes: Mapping[str, AnyScheme]
+    """By layer of the exported graph, as far as it can be done."""
+
+
+class Pt2eBackend:
+    """Export, a quantizer of our own, conversions in the graph."""
+
+    def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
+        training = recipe.training is not None
+        program = exported(copy.deepcopy(model).train(training), example)
+        modules = user_modules(model)
+        layers = layers_of(program.graph, modules)
+        wanted = {layer.name: recipe.scheme_for(layer.lineage) for layer in layers}
+        schemes = {layer.name: _feasible(layer, wanted[layer.name]) for layer in layers}
+        assignment = _assignment(model, recipe, schemes)
+        quantizer = RecipeQuantizer(schemes, modules, training=training)
+        try:
+            with _quiet():
+                prepared = (prepare_qat_pt2e if training else prepare_pt2e)(program, quantizer)
+        except Exception as cause:  # torchao, on graphs that it does not expect
+            raise BackendError(f"torchao could not prepare the model: {_first_line(cause)}") from cause
+        return Prepared(Exported(prepared), recipe, _Details(assignment, schemes))
+
+    def observe(self, prepared: Prepared, on: bool) -> None:
+        for module in prepared.model.modules():
+            if isinstance(module, FakeQuantizeBase):
+                module.enable_observer(on)
+
+    def fake_quantize(self, prepared: Prepared, on: bool) -> None:
+        for module in prepared.model.modules():
+            if isinstance(module, FakeQuantizeBase):
+                module.enable_fake_quant(on)
+
+    def freeze_bn_stats(self, prepared: Prepared) -> None:
+        assert isinstance(prepared.model, Exported)
+        prepared.model.frozen_bn = True
+        prepared.model.train(prepared.model.training)
+
+    def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
+        details: _Details = prepared.details
+        try:
+            with _quiet():
+                converted = self._converted(prepared)
+                reference = in_float(copy.deepcopy(converted))
+                fold(converted)
+                torch._make_per_tensor_quantized_tensor(torch.zeros(1, dtype=torch.uint8), 1.0, 0)
+                torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)  # torch warns of it once
+        except Exception as cause:  # torchao, on graphs that it does not expect
+            raise BackendError(f"torchao could not convert the model: {_first_line(cause)}") from cause
+        modules = details.assignment.modules
+        layers = layers_of(converted.graph, modules)
+        pair = pair_exports(
+            reference, converted, layers_of(reference.graph, modules), layers, details.schemes, modules
+        )
+        quantized = {site.layer for site in pair.sites if site.quantized}
+        floats = tuple(
+            layer.name for layer in layers if layer.holds_weights and layer.name not in quantized
+        ) + _left_out(details, layers)
+        stays = details.assignment.stays_float(floats, "pt2e")
+        return Quantized(Exported(converted), pair, _qparams(converted, layers), floats, stays)
+
+    def _converted(self, prepared: Prepared) -> GraphModule:
+        """With weights still in float, and conversions behind them."""
+        model = copy.deepcopy(prepared.model).eval()
+        assert isinstance(model, Exported)
+        for node in model.program.graph.nodes:
+            node.meta.pop(ANNOTATION, None)  # a copy's annotations still speak of the original's nodes
+        program: GraphModule = convert_pt2e(model.program, fold_quantize=False)
+        hold_scales(program)
+        return program
+
+    def reference(self, prepared: Prepared) -> nn.Module:
+        with _quiet():
+            program = self._converted(prepared)
+            fold(program)
+            return Exported(program)
+
+    def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
+        return recorded
+
+
+def exported(model: nn.Module, example: Inputs) -> GraphModule:
+    """The model's graph, its batch dimension free; raises BackendError where torch cannot export it so."""
+    size = next(len(leaf) for leaf in tree_flatten(example)[0] if isinstance(leaf, Tensor) and leaf.dim())
+    if size < 2:
+        example = tree_map(_doubled, example)  # of a batch of one, torch would take the size for a constant
+        size = 2 * size
+    batch = torch.export.Dim("batch")
+    free = tree_map(
+        lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else None,
+        example,
+    )
+    positional, named = ((), example) if isinstance(example, dict) else (example, None)
+    shapes = free if isinstance(example, dict) else tuple(free)
+    try:
+        with _quiet():
+            program = torch.export.export(model, positional, named, dynamic_shapes=shapes, strict=False)
+            graph: GraphModule = program.module(check_guards=False)
+            return graph
+    except Exception as cause:  # torch.export raises whatever the model's code led to
+        raise BackendError(f"torch.export refuses the model: {_first_line(cause)}") from cause
+
+
+def _doubled(leaf: Any) -> Any:
+    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+
+def _feasible(layer: Layer, scheme: AnyScheme) -> AnyScheme:
+    """The scheme, or float where the graph has nothing to carry it out on."""
+    possible = (
+        (isinstance(scheme, Static) and takes_static(layer))
+        or (isinstance(scheme, Dynamic) and layer.function == "linear" and layer.weight is not None)
+        or (isinstance(scheme, WeightOnly) and layer.holds_weights and layer.weight is not None)
+    )
+    return scheme if possible else Float()
+
+
+def _assignment(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme]) -> Assignment:
+    """What each module was asked to run in; raises RecipeError where one that is named cannot."""
+    wanted = {name: recipe.scheme_for(lineage) for name, lineage in lineages_of(model).items()}
+    feasible = {
+        name: schemes.get(name, Float()) if has_weights(model.get_submodule(name)) else wanted[name]
+        for name in wanted
+    }
+    refuse_named(recipe, model, wanted, feasible)
+    return Assignment(wanted, feasible, user_modules(model))
+
+
+def _left_out(details: _Details, layers: list[Layer]) -> tuple[str, ...]:
+    """Modules with weights that are no layer of the exported graph, such as an LSTM."""
+    known = {layer.name for layer in layers}
+    return tuple(
+        name
+        for name, scheme in details.assignment.schemes.items()
+        if name not in known
+        and isinstance(scheme, Float)
+        and not isinstance(details.assignment.wanted[name], Float)
+    )
+
+
+def _qparams(program: GraphModule, layers: list[Layer]) -> dict[str, Any]:
+    """Scales and zero-points as numbers and lists: of weights by layer, of the rest as they are held."""
+    found = {
+        name: value.tolist()
+        for name, value in program.named_buffers()
+        if "scale" in name or "zero_point" in name
+    }
+    for layer in layers:
+        if layer.weight is None or layer.weight.op == "get_attr":
+            continue
+        for key, argument in zip(("scale", "zero_point"), layer.weight.args[1:3], strict=True):
+            found[f"{layer.name}.weight.{key}"] = found.pop(str(argument.target))  # type: ignore[union-attr]
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what torch and torchao say of their own code."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _first_line(cause: Exception) -> str:
+    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return line if len(line) <= 300 else f"{line[:300]}..."

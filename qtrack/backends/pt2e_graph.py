@@ -1,0 +1,132 @@
+"""An exported model as a module that can be trained, evaluated, copied and saved like any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.constant_fold import constant_fold
+
+from qtrack.backends.aten import function_of
+
+QDQ = torch.ops.quantized_decomposed
+WITH_TENSORS = {
+    QDQ.quantize_per_tensor.default: QDQ.quantize_per_tensor.tensor,
+    QDQ.dequantize_per_tensor.default: QDQ.dequantize_per_tensor.tensor,
+}
+WITH_NUMBERS = {new: old for old, new in WITH_TENSORS.items()}
+TRAINING = {"batch_norm": 5, "dropout": 2, "instance_norm": 5}
+"""Where an operator's arguments say whether the model is trained."""
+
+
+class Exported(nn.Module):
+    """An exported graph; ``train()`` and ``eval()`` reach BatchNorm and dropout in it.
+
+    torchao's own switch for this replaces BatchNorm's momentum and eps by torch's defaults.
+    """
+
+    def __init__(self, program: GraphModule) -> None:
+        super().__init__()
+        self.program = program
+        self.frozen_bn = False
+        self.training = True
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.program(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Exported:
+        """Without the graph's own ``train``, which torch refuses for exported models."""
+        self.training = mode
+        changed = [self._switch(node, mode) for node in self.program.graph.nodes]
+        if any(changed):
+            self.program.recompile()
+        return self
+
+    def _switch(self, node: Node, mode: bool) -> bool:
+        function = function_of(node)
+        place = TRAINING.get(function)
+        if place is None or len(node.args) <= place or not node.meta.get("trainable", node.args[place]):
+            return False
+        node.meta["trainable"] = True
+        wanted = mode and not (self.frozen_bn and function == "batch_norm")
+        changed = node.args[place] is not wanted
+        node.update_arg(place, wanted)
+        return changed
+
+
+def hold_scales(program: GraphModule) -> None:
+    """Scales and zero-points as buffers: written into the code, a ``state_dict`` would not have them."""
+    count = 0
+    for node in list(program.graph.nodes):
+        if node.target not in WITH_TENSORS:
+            continue
+        source = node.args[0]
+        if isinstance(source, Node) and source.target in WITH_NUMBERS:  # the other half of a pair
+            scale, zero_point = source.args[1], source.args[2]
+        else:
+            with program.graph.inserting_before(node):
+                scale = _buffer(program, f"scale_{count}", torch.tensor(float(node.args[1])))
+                zero_point = _buffer(program, f"zero_point_{count}", torch.tensor(int(node.args[2])))
+            count += 1
+        node.args = (source, scale, zero_point, *node.args[3:])
+        node.target = WITH_TENSORS[node.target]
+    program.recompile()
+
+
+def with_numbers(program: GraphModule) -> GraphModule:
+    """The same with scales in the code, as compilers look for them; changes the program."""
+    for node in program.graph.nodes:
+        if node.target in WITH_NUMBERS and all(_is_held(argument) for argument in node.args[1:3]):
+            scale, zero_point = (program.get_buffer(str(argument.target)) for argument in node.args[1:3])
+            node.args = (node.args[0], float(scale), int(zero_point), *node.args[3:])
+            node.target = WITH_NUMBERS[node.target]
+    program.graph.eliminate_dead_code()
+    program.recompile()
+    return program
+
+
+def fold(program: GraphModule) -> None:
+    """Hold weights as integers, and forget the float ones."""
+    constant_fold(
+        program,
+        lambda node: (
+            node.op == "call_function" and str(node.target).startswith("quantized_decomposed.quantize_per")
+        ),
+    )
+    _drop_unused(program)
+
+
+def _drop_unused(program: GraphModule) -> None:
+    """Forget parameters and buffers that no node reads any more."""
+    program.graph.eliminate_dead_code()
+    used = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(program.named_parameters()), *dict(program.named_buffers())]:
+        if name not in used:
+            owner, _, last = name.rpartition(".")
+            delattr(program.get_submodule(owner), last)
+    program.recompile()
+
+
+def in_float(program: GraphModule) -> GraphModule:
+    """Without any conversion: what the float model computes, BatchNorm folded; changes the program."""
+    for node in list(program.graph.nodes):
+        if str(node.target).startswith("quantized_decomposed.dequantize"):
+            source = node.args[0]
+            while isinstance(source, Node) and str(source.target).startswith("quantized_decomposed.quantize"):
+                source = source.args[0]
+            node.replace_all_uses_with(source)
+    program.graph.eliminate_dead_code()
+    program.recompile()
+    return program
+
+
+def _is_held(argument: Any) -> bool:
+    return isinstance(argument, Node) and argument.op == "get_attr"
+
+
+def _buffer(program: GraphModule, name: str, value: Tensor) -> Node:
+    program.register_buffer(name, value)
+    return program.graph.get_attr(name)

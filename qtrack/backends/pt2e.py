@@ -24,7 +24,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, user_modules
 from qtrack.backends.aten import Layer, layers_of
 from qtrack.backends.base import Prepared, Quantized, has_weights
-from qtrack.backends.pt2e_graph import Exported, fold, hold_scales, in_float
+from qtrack.backends.pt2e_graph import Exported, fold, fold_batch_norm, hold_scales, in_float
 from qtrack.backends.pt2e_pairing import pair_exports
 from qtrack.backends.pt2e_quantizer import ANNOTATION, RecipeQuantizer, takes_static
 from qtrack.errors import BackendError
@@ -105,6 +105,7 @@ class Pt2eBackend:
         assert isinstance(model, Exported)
         for node in model.program.graph.nodes:
             node.meta.pop(ANNOTATION, None)  # a copy's annotations still speak of the original's nodes
+        fold_batch_norm(model.program)
         program: GraphModule = convert_pt2e(model.program, fold_quantize=False)
         hold_scales(program)
         return program

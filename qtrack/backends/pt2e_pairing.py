@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from qtrack.backends.assignment import UserModule
 from qtrack.backends.aten import Layer, computed_from, is_conversion
+from qtrack.backends.pt2e_graph import value_of
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.graph import Program, Values
 from qtrack.numerics.steps import Step
@@ -111,16 +111,8 @@ def _conversions(node: Node) -> Iterator[Node]:
 
 def weight_of(program: GraphModule, node: Node | None) -> Tensor | None:
     """The weight in float, dequantized where it is held as integers."""
-    if node is None:
-        return None
-    if node.op == "get_attr":
-        value: Any = program
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value.detach() if isinstance(value, Tensor) else None
-    arguments = map_arg(node.args, lambda one: weight_of(program, one))
-    result: Tensor = node.target(*arguments) if callable(node.target) else None  # type: ignore[assignment]
-    return result
+    value = None if node is None else value_of(program, node)
+    return value if isinstance(value, Tensor) else None
 
 
 def _named(node: Node, what: str) -> bool:

@@ -128,7 +128,7 @@ def fold_batch_norm(program: GraphModule) -> None:
 
 
 def _trained_with(norm: Node) -> tuple[Node, Node, Node | None] | None:
-    """The convolution, its weight with BatchNorm's factor, and its bias, as torchao fused them for training."""
+    """The convolution, its weight with BatchNorm's factor, and its bias, as torchao trained them."""
     before: Any = norm.args[0]
     bias = None
     if function_of(before) == "add":

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
 from qtrack.backends import load_backend
+from qtrack.backends.aten import FUSED_ACTIVATIONS, MOVES, WEIGHTED, function_of, is_conversion
 from qtrack.backends.capabilities import CAPABILITIES, faults, has_engines
 from qtrack.backends.torch_ao import default_engine, using_engine
 from qtrack.errors import BackendError
@@ -252,11 +253,24 @@ def _tried(operator: Operator, recipe: Recipe) -> tuple[set[str], str]:
 
 def _made_of(model: nn.Module, example: tuple[Tensor, ...]) -> str:
     """``fused`` into the layer before, ``passes`` on integers that it does not compute anew, or ``float``."""
+    if isinstance(program := getattr(model, "program", None), GraphModule):
+        return _made_in_export(program)
     if not isinstance(model, GraphModule):
         return "fused" if isinstance(model.get_submodule("op"), nn.Identity) else "float"
     seen = _Outputs(model)
     seen.run(*example)
     return "passes" if any(seen.quantized) else "float" if seen.quantized else "fused"
+
+
+def _made_in_export(program: GraphModule) -> str:
+    """The same in an exported graph, whose operators stand between conversions."""
+    operators = [node for node in program.graph.nodes if function_of(node)]
+    last = operators[-1]
+    before = last.all_input_nodes[0]
+    if function_of(last) in FUSED_ACTIVATIONS and function_of(before) in WEIGHTED:
+        return "fused"
+    both_sides = is_conversion(before) and any(map(is_conversion, last.users))
+    return "passes" if both_sides and function_of(last) in MOVES else "float"
 
 
 class _Outputs(Interpreter):

@@ -93,9 +93,8 @@ class Pt2eBackend:
             reference, converted, layers_of(reference.graph, modules), layers, details.schemes, modules
         )
         quantized = {site.layer for site in pair.sites if site.quantized}
-        floats = tuple(
-            layer.name for layer in layers if layer.holds_weights and layer.name not in quantized
-        ) + _left_out(details, layers)
+        left = [layer.name for layer in layers if layer.holds_weights and layer.name not in quantized]
+        floats = (*(name for name in left if name.partition("#")[0] in modules), *_left_out(details, layers))
         stays = details.assignment.stays_float(floats, "pt2e")
         return Quantized(Exported(converted), pair, _qparams(converted, layers), floats, stays)
 

@@ -19,7 +19,7 @@ WITH_TENSORS = {
     QDQ.dequantize_per_tensor.default: QDQ.dequantize_per_tensor.tensor,
 }
 WITH_NUMBERS = {new: old for old, new in WITH_TENSORS.items()}
-TRAINING = {"batch_norm": 5, "dropout": 2, "instance_norm": 5}
+TRAINING = {"batch_norm": 5, "dropout": 2}
 """Where an operator's arguments say whether the model is trained."""
 
 
@@ -51,6 +51,8 @@ class Exported(nn.Module):
         function = function_of(node)
         place = TRAINING.get(function)
         if place is None or len(node.args) <= place or not node.meta.get("trainable", node.args[place]):
+            return False
+        if function == "batch_norm" and node.args[3] is None:  # it has no running statistics to use instead
             return False
         node.meta["trainable"] = True
         wanted = mode and not (self.frozen_bn and function == "batch_norm")

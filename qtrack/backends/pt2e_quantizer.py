@@ -151,7 +151,7 @@ def _share(node: Node, inputs: list[Node], spec: Any = None) -> None:
     """One scale for all of these inputs and the output, that which the first has where none is given."""
     first, *others = inputs
     shared = SharedQuantizationSpec((first, node))
-    _mark(node, {first: spec or SharedQuantizationSpec(first), **dict.fromkeys(others, shared)}, shared)
+    _mark(node, {**dict.fromkeys(others, shared), first: spec or SharedQuantizationSpec(first)}, shared)
 
 
 def _gives_integers(node: Any) -> bool:

@@ -24,13 +24,11 @@ WEIGHTED = {*CONVOLUTIONS, *TRANSPOSED, "linear"}
 LOOKUPS = {"embedding"}
 COMPUTES = {
     *("add", "mul", "matmul", "hardswish", "leaky_relu", "elu", "prelu", "layer_norm", "batch_norm"),
-    *("instance_norm",),
+    *("instance_norm", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
 }
 """Functions with an output range of their own."""
-SHARES = {
-    *("cat", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d"),
-    *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest2d", "pixel_shuffle"),
-}
+SHARES = {"cat", "mean", "upsample_nearest2d", "pixel_shuffle"}
 """Functions whose output keeps the scale of their input."""
 FIXED = {
     "sigmoid": (1 / 256, 0),

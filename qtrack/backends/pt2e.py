@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +21,22 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torchao.quantization.pt2e import FakeQuantizeBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, user_modules
+from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, some, user_modules
 from qtrack.backends.aten import Layer, layers_of
 from qtrack.backends.base import Prepared, Quantized, has_weights
-from qtrack.backends.pt2e_graph import Exported, fold, fold_batch_norm, hold_scales, in_float
+from qtrack.backends.pt2e_graph import (
+    Exported,
+    fold,
+    fold_batch_norm,
+    hold_scales,
+    in_float,
+    keep_apart,
+    plain,
+)
 from qtrack.backends.pt2e_pairing import pair_exports
 from qtrack.backends.pt2e_quantizer import ANNOTATION, RecipeQuantizer, takes_static
-from qtrack.errors import BackendError
-from qtrack.recipe import AnyScheme, Dynamic, Float, Recipe, Static, WeightOnly
+from qtrack.errors import BackendError, RecipeError
+from qtrack.recipe import AnyScheme, Call, Dynamic, Float, Recipe, Static, WeightOnly
 from qtrack.task import Inputs
 
 NOISE = ("torch.fx._symbolic_trace", "torch.export", "torch._export", "torch.ao", "torchao")
@@ -50,9 +58,11 @@ class Pt2eBackend:
         program = exported(copy.deepcopy(model).train(training), example)
         modules = user_modules(model)
         layers = layers_of(program.graph, modules)
+        _refuse_unknown(recipe, layers)
         wanted = {layer.name: recipe.scheme_for(layer.lineage) for layer in layers}
         schemes = {layer.name: _feasible(layer, wanted[layer.name]) for layer in layers}
         assignment = _assignment(model, recipe, schemes)
+        keep_apart(program, [layer.anchor for layer in layers if isinstance(schemes[layer.name], Float)])
         quantizer = RecipeQuantizer(schemes, modules, training=training)
         try:
             with _quiet():
@@ -116,7 +126,8 @@ class Pt2eBackend:
             return Exported(program)
 
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
-        return recorded
+        assert isinstance(recorded, Exported)
+        return plain(recorded.program)
 
 
 def exported(model: nn.Module, example: Inputs) -> GraphModule:
@@ -143,6 +154,15 @@ def exported(model: nn.Module, example: Inputs) -> GraphModule:
 
 def _doubled(leaf: Any) -> Any:
     return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+
+def _refuse_unknown(recipe: Recipe, layers: Sequence[Layer]) -> None:
+    """An override that names a function or a call is for one that there is."""
+    calls = [place for layer in layers for place in layer.lineage if isinstance(place, Call)]
+    for i, override in enumerate(recipe.overrides):
+        if override.names_calls and not any(override.matches(call) for call in calls):
+            known = some([call.name for call in calls]) or "none"
+            raise RecipeError(f"recipe.overrides[{i}]: {override} matches no call; there are {known}")
 
 
 def _feasible(layer: Layer, scheme: AnyScheme) -> AnyScheme:

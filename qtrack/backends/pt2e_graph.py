@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -61,6 +63,14 @@ class Exported(nn.Module):
         return changed
 
 
+def plain(program: GraphModule) -> GraphModule:
+    """A copy that bears ``eval()``, without effect, as torch's own exporter calls it."""
+    copied = copy.deepcopy(program)
+    for name in ("train", "eval"):
+        vars(copied).pop(name, None)  # where torch put its refusal
+    return copied
+
+
 def hold_scales(program: GraphModule) -> None:
     """Scales and zero-points as buffers: written into the code, a ``state_dict`` would not have them."""
     count = 0
@@ -90,6 +100,24 @@ def with_numbers(program: GraphModule) -> GraphModule:
     program.graph.eliminate_dead_code()
     program.recompile()
     return program
+
+
+def keep_apart(program: GraphModule, convolutions: Collection[Node]) -> None:
+    """Hide these convolutions' BatchNorm from torchao, which would fold it into weights that stay float."""
+    for node in convolutions:
+        users = list(node.users)
+        with program.graph.inserting_after(node):
+            guard = program.graph.call_function(torch.ops.aten.alias.default, (node,))
+        for user in users:
+            user.replace_input_with(node, guard)
+
+
+def no_longer_apart(program: GraphModule) -> None:
+    """The graph as it was before that."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
 
 
 def fold(program: GraphModule) -> None:
@@ -138,8 +166,9 @@ def _trained_with(norm: Node) -> tuple[Node, Node, Node | None] | None:
     if function_of(before) != "div" or norm.args[1] is None:
         return None
     convolution: Any = before.args[0]
-    fake_quantize: Any = convolution.args[1]
-    return convolution, fake_quantize.all_input_nodes[0], bias
+    weight: Any = convolution.args[1]
+    scaled = weight.all_input_nodes[0] if weight.op == "call_module" else weight  # behind fake quantization
+    return convolution, scaled, bias
 
 
 def _fold(program: GraphModule, norm: Node, convolution: Node, scaled: Node, bias: Node | None) -> None:

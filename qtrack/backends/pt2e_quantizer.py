@@ -37,6 +37,7 @@ from qtrack.backends.aten import (
     is_floating,
     layers_of,
 )
+from qtrack.backends.pt2e_graph import no_longer_apart
 from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Static, WeightOnly, WeightSpec
 
 ANNOTATION = "quantization_annotation"
@@ -64,6 +65,11 @@ class RecipeQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         self.schemes = schemes
         self.modules = modules
         self.training = training
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Called once torchao has folded BatchNorm where it found it."""
+        no_longer_apart(model)
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Mark inputs, weights and outputs of all layers that are quantized."""

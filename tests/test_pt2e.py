@@ -1,0 +1,143 @@
+"""The pt2e backend: a recipe's schemes in an exported graph, under the float model's names."""
+
+import pytest
+import torch
+from tiny import Tiny
+from torch import nn
+
+from qtrack.backends.pt2e import exported
+from qtrack.backends.pt2e_graph import Exported
+from qtrack.engine import execute, rebuild
+from qtrack.engine.exporting import export_model
+from qtrack.errors import BackendError, RecipeError
+from qtrack.recipe import Float, Override, Recipe, Training
+
+STATIC = Recipe(backend="pt2e")
+TRAINED = STATIC.having(training=Training(epochs=1))
+
+
+def outcome(recipe):
+    return execute(Tiny(), recipe)
+
+
+def dtypes(result):
+    return {row.layer: row.dtype for row in result.layers}
+
+
+def test_layers_and_functions_are_quantized_under_the_float_models_names():
+    names = ("stem", "block.conv", "block.add", "pool", "head")
+    assert dtypes(outcome(STATIC)) == dict.fromkeys(names, "int8")
+
+
+def test_weights_have_the_same_scales_as_with_fx():
+    recipe = STATIC.with_weights(granularity="per_channel")
+    ours, theirs = outcome(recipe).qparams, outcome(recipe.having(backend="fx")).qparams
+    for layer in ("stem", "block.conv", "head"):
+        assert ours[f"{layer}.weight.scale"] == pytest.approx(theirs[f"{layer}.weight.scale"], rel=1e-6)
+
+
+def test_a_layer_kept_float_keeps_its_weights_beside_batchnorm():
+    result = outcome(STATIC.keeping_float("block.conv"))
+    assert result.float_layers == ("block.conv",)
+    weight = result.model.program.get_parameter("block.conv.weight")
+    assert torch.equal(weight, Tiny().model().block.conv.weight)
+
+
+def test_a_function_is_left_in_float_where_an_override_names_its_call():
+    found = dtypes(outcome(STATIC.having(overrides=(Override(call="block.add", scheme=Float()),))))
+    assert "block.add" not in found
+    assert found["block.conv"] == "int8"
+
+
+def test_an_override_that_names_no_call_says_which_there_are():
+    recipe = STATIC.having(overrides=(Override(function="mul", scheme=Float()),))
+    with pytest.raises(RecipeError, match=r"matches no call; there are block.add"):
+        outcome(recipe)
+
+
+def test_weights_alone_may_be_quantized():
+    assert set(dtypes(outcome(STATIC.with_mode("weight_only"))).values()) == {"int8_weight"}
+
+
+@pytest.mark.parametrize("recipe", [STATIC, TRAINED], ids=["calibrated", "trained"])
+def test_recorded_parameters_give_the_same_model_bit_for_bit(recipe):
+    result = outcome(recipe)
+    again = rebuild(Tiny(), result.recipe, result.model.state_dict())
+    assert torch.equal(again(*result.example), result.model(*result.example))
+
+
+def test_any_batch_size_runs():
+    model = outcome(STATIC).model
+    assert [len(model(torch.randn(size, 1, 6, 6))) for size in (1, 3, 40)] == [1, 3, 40]
+
+
+def test_a_model_is_written_as_it_is_and_read_back_bit_for_bit(tmp_path):
+    result = execute(Tiny(), STATIC, thorough=False)
+    assert export_model(Tiny(), result.recipe, result.model, tmp_path / "m.pt2").bit_identical
+    loaded = torch.export.load(tmp_path / "m.pt2").module()
+    images = torch.randn(5, 1, 6, 6)
+    assert torch.equal(loaded(images), result.model(images))
+
+
+class OneSize(torch.nn.Module):
+    """Takes its batch size for a constant."""
+
+    def forward(self, x):
+        return x.reshape(16, -1)
+
+
+def test_a_model_for_one_batch_size_alone_is_refused():
+    with pytest.raises(BackendError, match=r"torch\.export refuses the model"):
+        exported(OneSize(), (torch.randn(16, 1, 6, 6),))
+
+
+def test_batch_norm_and_dropout_follow_the_mode_with_their_own_settings():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, eps=0.1, momentum=0.3), nn.Dropout(0.5)).train()
+    images = torch.randn(8, 1, 6, 6)
+    model = Exported(exported(net, (images,)))
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(images), net.eval()(images))
+        torch.manual_seed(0)
+        expected = net.train()(images)
+        torch.manual_seed(0)
+        assert torch.allclose(model.train()(images), expected)
+    assert torch.allclose(model.program.get_buffer("1.running_var"), net[1].running_var)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_the_rest_is_trained():
+    result = outcome(TRAINED)
+    assert result.recipe.training.freeze_bn_stats == 0
+    loose = outcome(STATIC.having(training=Training(epochs=1, freeze_bn_stats=None)))
+    assert result.digests["parameters"] != loose.digests["parameters"]
+
+
+def test_trained_models_are_compared_with_the_trained_float_model():
+    rows = {row.layer: row for row in outcome(TRAINED).layers}
+    assert rows["block.conv"].own_sqnr_db > 25
+    assert rows["block.conv"].weight_sqnr_db > 30
+
+
+def test_the_same_input_twice_may_share_a_scale():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return torch.cat((x, x), 1).flatten(1)
+
+    class Task(Tiny):
+        def model(self):
+            return Twice()
+
+    rows = {row.layer: row.dtype for row in execute(Task(), STATIC).layers}
+    assert rows == {"stem": "int8", "cat": "int8"}
+
+
+def test_inputs_by_name_are_exported_by_name():
+    class Named(Tiny):
+        def inputs(self, batch):
+            return {"x": batch[0]}
+
+    assert dtypes(execute(Named(), STATIC)) == dtypes(outcome(STATIC))

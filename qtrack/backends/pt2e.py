@@ -26,12 +26,14 @@ from qtrack.backends.aten import Layer, layers_of
 from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.pt2e_graph import (
     Exported,
+    batch_norm,
     fold,
     fold_batch_norm,
     hold_scales,
     in_float,
     keep_apart,
     plain,
+    rename,
 )
 from qtrack.backends.pt2e_pairing import pair_exports
 from qtrack.backends.pt2e_quantizer import ANNOTATION, RecipeQuantizer, takes_static
@@ -39,7 +41,7 @@ from qtrack.errors import BackendError, RecipeError
 from qtrack.recipe import AnyScheme, Call, Dynamic, Float, Recipe, Static, WeightOnly
 from qtrack.task import Inputs
 
-NOISE = ("torch.fx._symbolic_trace", "torch.export", "torch._export", "torch.ao", "torchao")
+BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,9 @@ class Pt2eBackend:
         for node in model.program.graph.nodes:
             node.meta.pop(ANNOTATION, None)  # a copy's annotations still speak of the original's nodes
         fold_batch_norm(model.program)
+        rename(model.program, BATCH_NORM, batch_norm)  # what is left stays, with no search for patterns
         program: GraphModule = convert_pt2e(model.program, fold_quantize=False)
+        rename(program, batch_norm, BATCH_NORM)
         hold_scales(program)
         return program
 

@@ -63,6 +63,19 @@ class Exported(nn.Module):
         return changed
 
 
+def batch_norm(*arguments: Any) -> Any:
+    """BatchNorm under a name that torchao's converter does not look for."""
+    return torch.ops.aten.batch_norm.default(*arguments)
+
+
+def rename(program: GraphModule, before: Any, after: Any) -> None:
+    """Call another function instead."""
+    for node in program.graph.nodes:
+        if node.target is before:
+            node.target = after
+    program.recompile()
+
+
 def plain(program: GraphModule) -> GraphModule:
     """A copy that bears ``eval()``, without effect, as torch's own exporter calls it."""
     copied = copy.deepcopy(program)

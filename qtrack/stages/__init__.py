@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qtrack.stages.backend import backend
 from qtrack.stages.dynamic import dynamic
 from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needs
 from qtrack.stages.fallback import fallback
@@ -28,6 +29,7 @@ STAGES: dict[str, Any] = {
     "dynamic": dynamic,
     "float16": float16,
     "weight_only": weight_only,
+    "backend": backend,
     "recipe": recipe,
 }
 

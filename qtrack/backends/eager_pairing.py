@@ -15,14 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.assignment import UserModule, user_modules
-from qtrack.backends.fx_pairing import (
-    LOOKUPS,
-    dequantized_weight,
-    dynamic_dtype,
-    folded_weight,
-    moves_data,
-    stored_as,
-)
+from qtrack.backends.fx_pairing import LOOKUPS, dynamic_dtype
+from qtrack.backends.layer_weights import dequantized_weight, folded_weight, moves_data, stored_as
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.hooks import HookedModel
 from qtrack.numerics.steps import OUTPUT, Inputs, Step

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized import Embedding, EmbeddingBag
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule, Node
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.assignment import UserModule
-from qtrack.backends.weights import Widen
+from qtrack.backends.layer_weights import dequantized_weight, folded_weight, moves_data, stored_as
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.graph import Program
 from qtrack.recipe import bare_name
@@ -29,44 +27,8 @@ from qtrack.task import Inputs
 
 LOOKUPS = (Embedding, EmbeddingBag)
 CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
-MOVES_DATA = {
-    *(
-        "flatten",
-        "unflatten",
-        "reshape",
-        "view",
-        "permute",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-    ),
-    *(
-        "getitem",
-        "chunk",
-        "split",
-        "size",
-        "dim",
-        "getattr",
-        "detach",
-        "clone",
-        "expand",
-        "repeat",
-        "identity",
-    ),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "channelshuffle"),
-    *("relu", "relu6", "clamp", "hardtanh", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d"),
-}
-"""Functions and modules that add no error of their own: they move quantized values or cut them off."""
-
-
 STORED_SMALL = re.compile(r"(\.0)?\.parametrizations\.weight\.0\.")
 """Where a weight that is widened as it is used stands, in a layer alone or with an activation fused to it."""
-
-
-def moves_data(kind: str) -> bool:
-    """Does a function or a class of modules of this name add no error of its own?"""
-    return kind.lower().replace("_", "") in MOVES_DATA
 
 
 def pair_graphs(
@@ -198,47 +160,6 @@ def dynamic_dtype(module: Any) -> str:
     """What a kernel that measures its activations has its weights in; one in float16 leaves them in float."""
     dtypes = (getattr(module, "dtype", None), getattr(module, "weight_dtype", None))
     return "float16_weight" if torch.float16 in dtypes else "int8_dynamic"
-
-
-def stored_as(module: nn.Module | None) -> str | None:
-    """How the weights in a module are stored where that is smaller than what is computed with."""
-    small = next((m for m in (module.modules() if module else ()) if is_parametrized(m, "weight")), None)
-    if small is None:
-        return None
-    restore = small.get_submodule("parametrizations.weight.0")
-    return "float16_weight" if isinstance(restore, Widen) else "int8_weight"
-
-
-def _weight_holder(module: nn.Module | None) -> Any:
-    """The module itself, or the layer at the head of what fusion made of it."""
-    if isinstance(module, nn.Sequential) and len(module) and not hasattr(module, "weight"):
-        return module[0]
-    return module
-
-
-def folded_weight(module: nn.Module | None, norm: nn.Module | None = None) -> Tensor | None:
-    """The weight with BatchNorm folded in, its own or one beside it, as the quantized layer has it."""
-    holder = _weight_holder(module)
-    weight = getattr(holder, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() < 2:
-        return None
-    bn: Any = norm or getattr(holder, "bn", None)
-    if bn is None:
-        return weight.detach()
-    transposed = "Transpose" in type(holder).__name__
-    folded, _ = fuse_conv_bn_weights(
-        weight, holder.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias, transposed
-    )
-    return folded.detach()
-
-
-def dequantized_weight(module: nn.Module | None) -> Tensor | None:
-    weight = getattr(_weight_holder(module), "weight", None)
-    if callable(weight) and not isinstance(weight, Tensor):
-        weight = weight()
-    if not isinstance(weight, Tensor) or weight.dim() < 2:
-        return None
-    return weight.dequantize() if weight.is_quantized else weight.detach().float()
 
 
 def qparams_of(converted: nn.Module) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch.ao.quantization import (
 )
 
 from qtrack.backends.base import Prepared
+from qtrack.backends.messages import first_line as first_line
 from qtrack.errors import BackendUnavailable
 from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Engine, Static, WeightSpec
 
@@ -42,8 +43,6 @@ SCHEMES = {
     ("per_channel", True): torch.per_channel_symmetric,
     ("per_channel", False): torch.per_channel_affine,
 }
-LONGEST = 250
-"""Letters of what torch says of a kernel: the rest are names of its backends."""
 NOISE = (
     "torch.ao.quantization is deprecated",
     "Please use quant_min and quant_max",
@@ -156,12 +155,6 @@ def without_quantization(model: Model) -> Model:
             module.disable_fake_quant()
             module.disable_observer()
     return model
-
-
-def first_line(error: Exception) -> str:
-    """What foreign code said, in one line of bearable length."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def weight_observer(spec: WeightSpec) -> Any:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qtrack.backends.base import has_weights
-from qtrack.backends.torch_ao import quiet, weight_observer
 from qtrack.recipe import Float16, WeightOnly
 
 WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -65,6 +64,8 @@ def _as_half(weight: Tensor) -> tuple[Tensor, nn.Module]:
 
 
 def _as_integers(weight: Tensor, scheme: WeightOnly) -> tuple[Tensor, nn.Module]:
+    from qtrack.backends.torch_ao import quiet, weight_observer
+
     observer = weight_observer(scheme.weight)
     with quiet():
         observer(weight)

@@ -1,0 +1,107 @@
+"""What stands in a layer: its weight in float32, how that is stored, and whether the layer computes at all.
+
+Nothing here needs torch.ao: a layer may be quantized by it, by torchao, or by the user's own code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+
+from qtrack.backends.weights import Widen
+
+MOVES_DATA = {
+    *(
+        "flatten",
+        "unflatten",
+        "reshape",
+        "view",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+    ),
+    *(
+        "getitem",
+        "chunk",
+        "split",
+        "size",
+        "dim",
+        "getattr",
+        "detach",
+        "clone",
+        "expand",
+        "repeat",
+        "identity",
+    ),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "channelshuffle"),
+    *("relu", "relu6", "clamp", "hardtanh", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d"),
+}
+"""Functions and modules that add no error of their own: they move quantized values or cut them off."""
+
+
+def moves_data(kind: str) -> bool:
+    """Does a function or a class of modules of this name add no error of its own?"""
+    return kind.lower().replace("_", "") in MOVES_DATA
+
+
+def is_packed(weight: Any) -> bool:
+    """Is it a tensor of a class of its own around plain ones, as torchao makes them?"""
+    return isinstance(weight, Tensor) and hasattr(weight, "__tensor_flatten__")
+
+
+def stored_as(module: nn.Module | None) -> str | None:
+    """How the weights in a module are stored where that is smaller than what is computed with."""
+    if is_packed(weight := getattr(module, "weight", None)):
+        return _packed_as(weight)
+    small = next((m for m in (module.modules() if module else ()) if is_parametrized(m, "weight")), None)
+    if small is None:
+        return None
+    restore = small.get_submodule("parametrizations.weight.0")
+    return "float16_weight" if isinstance(restore, Widen) else "int8_weight"
+
+
+def _packed_as(weight: Any) -> str:
+    """``int4_weight``, ``int8_dynamic``, ``float8_weight``: by the bits in use, not those that hold them."""
+    number = getattr(weight, "target_dtype", None) or getattr(weight, "qdata", weight).dtype
+    dynamic = any(
+        getattr(weight, name, None) is not None for name in ("act_quant_kwargs", "activation_quantization")
+    )
+    return f"{str(number).removeprefix('torch.').partition('_')[0]}_{'dynamic' if dynamic else 'weight'}"
+
+
+def _weight_holder(module: nn.Module | None) -> Any:
+    """The module itself, or the layer at the head of what fusion made of it."""
+    if isinstance(module, nn.Sequential) and len(module) and not hasattr(module, "weight"):
+        return module[0]
+    return module
+
+
+def folded_weight(module: nn.Module | None, norm: nn.Module | None = None) -> Tensor | None:
+    """The weight with BatchNorm folded in, its own or one beside it, as the quantized layer has it."""
+    holder = _weight_holder(module)
+    weight = getattr(holder, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        return None
+    bn: Any = norm or getattr(holder, "bn", None)
+    if bn is None:
+        return weight.detach()
+    transposed = "Transpose" in type(holder).__name__
+    folded, _ = fuse_conv_bn_weights(
+        weight, holder.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias, transposed
+    )
+    return folded.detach()
+
+
+def dequantized_weight(module: nn.Module | None) -> Tensor | None:
+    weight = getattr(_weight_holder(module), "weight", None)
+    if callable(weight) and not isinstance(weight, Tensor):
+        weight = weight()
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        return None
+    whole = weight.dequantize() if weight.is_quantized or is_packed(weight) else weight
+    return whole.detach().float()

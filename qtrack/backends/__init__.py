@@ -17,7 +17,7 @@ BACKENDS = {
     "fx": "qtrack.backends.fx:FxBackend",
     "eager": "qtrack.backends.eager:EagerBackend",
     "pt2e": "qtrack.backends.pt2e:Pt2eBackend",
-    "torchao": "qtrack.backends.torchao:TorchaoBackend",
+    "torchao": "qtrack.backends.torchao_:TorchaoBackend",
 }
 
 

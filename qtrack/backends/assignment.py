@@ -1,13 +1,13 @@
-"""Which scheme each module of a model gets, as far as torch.ao has kernels for it.
+"""Which scheme each module of a model gets, as far as there are kernels for it.
 
 Overrides are resolved here against the model's modules, so that "the last match wins" holds whatever
-precedence torch.ao has. What an override names exactly is done or refused; for the rest it is said what
+precedence the library has. What an override names exactly is done or refused; for the rest it is said what
 stays float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,7 +53,27 @@ class Assignment:
         )
 
 
-def assign(model: nn.Module, recipe: Recipe, closed: Collection[str] = ()) -> Assignment:
+def torch_ao_has(module: nn.Module, scheme: AnyScheme) -> bool:
+    """Has torch.ao a kernel for the module in that mode?"""
+    if isinstance(module, nn.MultiheadAttention):
+        return isinstance(scheme, WeightOnly | Float16)
+    if not has_weights(module):
+        return isinstance(scheme, Static)
+    possible = {
+        "static": not isinstance(module, NO_STATIC_KERNEL),
+        "dynamic": isinstance(module, DYNAMIC_KERNEL),
+        "weight_only": not isinstance(module, RECURRENT),
+        "float16": not isinstance(module, RECURRENT) or isinstance(module, DYNAMIC_KERNEL),
+    }
+    return possible.get(scheme.mode, False)
+
+
+def assign(
+    model: nn.Module,
+    recipe: Recipe,
+    closed: Collection[str] = (),
+    has_kernel: Callable[[nn.Module, AnyScheme], bool] = torch_ao_has,
+) -> Assignment:
     """Resolve a recipe against a float model; raises RecipeError on what it names and cannot get.
 
     Integer kernels do not reach into modules that are ``closed``, nor into those that the recipe keeps whole.
@@ -63,7 +83,7 @@ def assign(model: nn.Module, recipe: Recipe, closed: Collection[str] = ()) -> As
     wanted = {name: recipe.scheme_for(lineage) for name, lineage in lineages.items()}
     closed = {*closed, *recipe.non_traceable}
     feasible = {
-        name: _feasible(model.get_submodule(name), scheme, closed=_is_inside(name, closed))
+        name: _feasible(model.get_submodule(name), scheme, has_kernel, closed=_is_inside(name, closed))
         for name, scheme in wanted.items()
     }
     refuse_named(recipe, model, wanted, feasible)
@@ -110,22 +130,17 @@ def _is_inside(name: str, closed: Collection[str]) -> bool:
     return any(above in closed for above in _ancestry(name))
 
 
-def _feasible(module: nn.Module, scheme: AnyScheme, *, closed: bool) -> AnyScheme:
-    """The scheme, or float where torch.ao has no kernel for the module in that mode."""
+def _feasible(
+    module: nn.Module,
+    scheme: AnyScheme,
+    has_kernel: Callable[[nn.Module, AnyScheme], bool],
+    *,
+    closed: bool,
+) -> AnyScheme:
+    """The scheme, or float where nothing can carry it out."""
     if closed and not isinstance(scheme, WeightOnly | Float16):
         return Float()
-    if isinstance(module, nn.MultiheadAttention):
-        return scheme if isinstance(scheme, WeightOnly | Float16) else Float()
-    if not has_weights(module):
-        return scheme if isinstance(scheme, Static) else Float()
-    possible = {
-        "static": not isinstance(module, NO_STATIC_KERNEL),
-        "dynamic": isinstance(module, DYNAMIC_KERNEL),
-        "weight_only": not isinstance(module, RECURRENT),
-        "float16": not isinstance(module, RECURRENT) or isinstance(module, DYNAMIC_KERNEL),
-        "float": True,
-    }
-    return scheme if possible[scheme.mode] else Float()
+    return scheme if has_kernel(module, scheme) else Float()
 
 
 def _refuse_unknown(recipe: Recipe, model: nn.Module) -> None:

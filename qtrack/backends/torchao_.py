@@ -1,0 +1,151 @@
+"""The torchao backend: torchao's ``quantize_`` on Linear layers and, for weights alone, on embeddings.
+
+It packs weights and needs no observers: calibration changes nothing. Which layer gets what is settled by
+qtrack's own rules, and torchao is given one layer at a time, because it skips in silence what it cannot pack.
+IntX keeps weights of fewer than eight bits in a byte each, so they are coarser but not smaller.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from qtrack.backends.assignment import Assignment, assign
+from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.eager_pairing import pair_modules
+from qtrack.backends.layer_weights import is_packed
+from qtrack.backends.messages import first_line
+from qtrack.backends.torchao_configs import WEIGHTS_ALONE, configs_of
+from qtrack.backends.torchao_door import torchao
+from qtrack.backends.torchao_state import keep_plain, parts_of
+from qtrack.errors import BackendError, RecipeError
+from qtrack.recipe import AnyScheme, Float, Recipe, Torchao, WeightOnly
+from qtrack.task import Inputs
+
+SHOWN = ("scale", "zero_point")
+
+
+@dataclass(frozen=True, eq=False)
+class _Details:
+    assignment: Assignment
+    configs: Mapping[AnyScheme, Any]
+
+
+class TorchaoBackend:
+    """Packed weights, arithmetic in float or with activations measured as they pass."""
+
+    def __init__(self) -> None:
+        torchao()
+
+    def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
+        configs = configs_of(recipe)
+        assignment = assign(model, recipe, has_kernel=has_kernel)
+        _refuse_uneven(model, assignment)
+        own = copy.deepcopy(model).eval()
+        _try(own, example)
+        return Prepared(own, recipe, _Details(assignment, configs))
+
+    def observe(self, prepared: Prepared, on: bool) -> None:
+        """There are no observers."""
+
+    def fake_quantize(self, prepared: Prepared, on: bool) -> None:
+        """There is no fake quantization."""
+
+    def freeze_bn_stats(self, prepared: Prepared) -> None:
+        """They never move: there is no training."""
+
+    def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
+        details: _Details = prepared.details
+        converted = copy.deepcopy(prepared.model).eval()
+        quantized = {name: s for name, s in details.assignment.schemes.items() if s != Float()}
+        for name, scheme in quantized.items():
+            _pack(converted.get_submodule(name), name, details.configs[scheme])
+        try:
+            whole = [n for n, m in converted.named_modules() if isinstance(m, nn.MultiheadAttention)]
+            reference = copy.deepcopy(prepared.model).eval()
+            modules = details.assignment.modules
+            pair = pair_modules(reference, converted, example, modules=modules, closed=whole)
+        except Exception as cause:  # kernels refuse what they cannot run, and so does the model's own code
+            raise BackendError(f"the model does not run on torchao's weights: {first_line(cause)}") from cause
+        floats = tuple(
+            s.layer
+            for s in pair.sites
+            if not s.quantized and _holds_weights(converted.get_submodule(s.actual.partition("#")[0]))
+        )
+        qparams = {k: v for name in quantized for k, v in _qparams(name, converted.get_submodule(name))}
+        return Quantized(converted, pair, qparams, floats, details.assignment.stays_float(floats, "torchao"))
+
+    def reference(self, prepared: Prepared) -> nn.Module:
+        raise BackendError("torchao's layers have no reference form")
+
+    def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
+        return self.reference(prepared)
+
+
+def has_kernel(module: nn.Module, scheme: AnyScheme) -> bool:
+    """Linear layers in all modes; embeddings where the arithmetic stays in float.
+
+    The one Linear inside of MultiheadAttention is left alone, because torch reads its weight past torchao.
+    """
+    if isinstance(module, nn.Embedding):
+        alone = isinstance(scheme, Torchao) and scheme.config.get("_type") in WEIGHTS_ALONE
+        return alone or isinstance(scheme, WeightOnly)
+    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _try(model: nn.Module, example: Inputs) -> None:
+    """Raise BackendError where the float model does not run, so that torchao is not blamed for it."""
+    try:
+        with torch.no_grad():
+            model(**example) if isinstance(example, dict) else model(*example)
+    except Exception as cause:  # whatever the model's code raises
+        raise BackendError(f"the float model refuses its example: {first_line(cause)}") from cause
+
+
+def _refuse_uneven(model: nn.Module, assignment: Assignment) -> None:
+    """Raise RecipeError for each layer whose inputs do not come out even in groups."""
+    faults = []
+    for name, scheme in assignment.schemes.items():
+        size = scheme.weight.group_size if isinstance(scheme, WeightOnly) else None
+        inputs = _weight(model.get_submodule(name)).shape[-1] if size else 0
+        if size and inputs % size:
+            faults.append(
+                f"recipe: groups of {size} do not divide the {inputs} inputs of {name} "
+                f"({assignment.modules[name].type}): choose another group_size, or leave that layer in float"
+            )
+    if faults:
+        raise RecipeError(faults)
+
+
+def _pack(layer: nn.Module, name: str, config: Any) -> None:
+    """Replace a layer's weight by torchao's; raises BackendError where that is not done."""
+    asked = f"{type(config).__name__} on {name} ({type(layer).__name__})"
+    try:
+        torchao().quantize_(layer, config, filter_fn=lambda module, _: module is layer)
+    except Exception as cause:  # a missing package is an ImportError, a missing device an AssertionError
+        raise BackendError(f"torchao cannot carry out {asked}: {first_line(cause)}") from cause
+    if not is_packed(_weight(layer)):
+        raise BackendError(f"torchao skips {asked}: a weight of {list(_weight(layer).shape)} does not fit it")
+    layer.__dict__.pop("extra_repr", None)  # torchao's holds on to the layer that it was made of
+    keep_plain(layer)
+
+
+def _weight(layer: nn.Module) -> Any:
+    return layer.weight
+
+
+def _qparams(name: str, layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    """One scale per channel, or in a list per channel one for each group."""
+    for part, tensor in parts_of(_weight(layer)).items():
+        if part in SHOWN:
+            yield f"{name}.weight.{part}", tensor.squeeze(-1).tolist()
+
+
+def _holds_weights(layer: nn.Module) -> bool:
+    return any(map(has_weights, layer.modules()))

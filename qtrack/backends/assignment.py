@@ -15,7 +15,7 @@ from torch import nn
 
 from qtrack.backends.base import has_weights
 from qtrack.errors import RecipeError
-from qtrack.recipe import AnyScheme, Float, Float16, Module, Recipe, Static, WeightOnly
+from qtrack.recipe import AnyScheme, Float, Float16, Module, Recipe, Static, Torchao, WeightOnly
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
@@ -44,12 +44,12 @@ class Assignment:
         left: dict[str, list[str]] = {}
         for layer in layers:
             name = layer.partition("#")[0]
-            mode = self.wanted[name].mode
-            if mode != "float":
-                left.setdefault(mode, []).append(f"{name} ({self.modules[name].type})")
+            asked = _asked(self.wanted[name])
+            if asked != "float":
+                left.setdefault(asked, []).append(f"{name} ({self.modules[name].type})")
         return tuple(
-            f"{len(names)} layers stay float, {backend} has no {mode} kernel for them: {some(names)}"
-            for mode, names in left.items()
+            f"{len(names)} layers stay float, {backend} has no {asked} kernel for them: {some(names)}"
+            for asked, names in left.items()
         )
 
 
@@ -120,6 +120,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 4 else [*names[:4], "..."])
 
 
+def _asked(scheme: AnyScheme) -> str:
+    """The mode, or the name of a configuration of torchao's."""
+    return str(scheme.config.get("_type")) if isinstance(scheme, Torchao) else scheme.mode
+
+
 def _ancestry(name: str) -> Iterator[str]:
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
@@ -161,5 +166,5 @@ def refuse_named(
         module = model.get_submodule(name)
         holds_weights = has_weights(module) or isinstance(module, nn.MultiheadAttention)
         if wanted[name].mode != feasible[name].mode and holds_weights:
-            asked = f"{wanted[name].mode} kernel for {name} ({type(module).__name__})"
+            asked = f"{_asked(wanted[name])} kernel for {name} ({type(module).__name__})"
             raise RecipeError(f"recipe.overrides[{i}]: {recipe.backend} has no {asked}")

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from qtrack.backends.torchao_json import faults_in
 from qtrack.errors import RecipeError
-from qtrack.recipe import ActivationSpec, Recipe, WeightSpec
+from qtrack.recipe import ActivationSpec, AnyScheme, Recipe, Torchao, WeightSpec
 
 Features = Mapping[str, tuple[Any, ...]]
 YES = (True,)
@@ -107,11 +108,27 @@ def check(recipe: Recipe, where: str = "recipe") -> None:
 
 def faults(recipe: Recipe, where: str = "recipe") -> list[str]:
     """One line for each: the field, what the backend has instead, and the backends that have it."""
-    return [
+    absent = [
         f"{where}.{use.field}: backend {recipe.backend!r} has no {_named(use)}{_instead(recipe.backend, use)}"
         for use in asked(recipe)
         if not _has(recipe.backend, use)
     ]
+    return [*absent, *_faults_of_configs(recipe, where)]
+
+
+def _faults_of_configs(recipe: Recipe, where: str) -> Iterator[str]:
+    """Names in torchao's own configurations that it is not asked for."""
+    if "torchao" in CAPABILITIES[recipe.backend]["mode"]:
+        for path, scheme in placed_schemes(recipe, where):
+            if isinstance(scheme, Torchao):
+                yield from faults_in(scheme.config, f"{path}.config")
+
+
+def placed_schemes(recipe: Recipe, where: str = "recipe") -> Iterator[tuple[str, AnyScheme]]:
+    """Each scheme of a recipe, and where it stands."""
+    yield f"{where}.default", recipe.default
+    for i, override in enumerate(recipe.overrides):
+        yield f"{where}.overrides[{i}].scheme", override.scheme
 
 
 def asked(recipe: Recipe) -> Iterator[Use]:

@@ -21,8 +21,9 @@ from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.layer_weights import is_packed
 from qtrack.backends.messages import first_line
-from qtrack.backends.torchao_configs import WEIGHTS_ALONE, configs_of
+from qtrack.backends.torchao_configs import configs_of
 from qtrack.backends.torchao_door import torchao
+from qtrack.backends.torchao_json import WEIGHTS_ALONE
 from qtrack.backends.torchao_state import keep_plain, parts_of
 from qtrack.errors import BackendError, RecipeError
 from qtrack.recipe import AnyScheme, Float, Recipe, Torchao, WeightOnly

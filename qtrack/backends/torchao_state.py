@@ -62,6 +62,8 @@ def _put_together(
             else:
                 with torch.no_grad():
                     own[part].copy_(tensor)
+        if f"{prefix}{name}" in state:
+            unexpected.append(f"{prefix}{name}")
         state[f"{prefix}{name}"] = parameter.detach()
 
 

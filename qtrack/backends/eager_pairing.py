@@ -16,7 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.assignment import UserModule, user_modules
 from qtrack.backends.fx_pairing import LOOKUPS, dynamic_dtype
-from qtrack.backends.layer_weights import dequantized_weight, folded_weight, moves_data, stored_as
+from qtrack.backends.layer_weights import dequantized_weight, folded_weight, stored_as
+from qtrack.backends.moves import moves_data
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.hooks import HookedModel
 from qtrack.numerics.steps import OUTPUT, Inputs, Step

@@ -19,7 +19,8 @@ from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule, Node
 
 from qtrack.backends.assignment import UserModule
-from qtrack.backends.layer_weights import dequantized_weight, folded_weight, moves_data, stored_as
+from qtrack.backends.layer_weights import dequantized_weight, folded_weight, stored_as
+from qtrack.backends.moves import moves_data
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.graph import Program
 from qtrack.recipe import bare_name

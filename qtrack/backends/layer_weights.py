@@ -1,4 +1,4 @@
-"""What stands in a layer: its weight in float32, how that is stored, and whether the layer computes at all.
+"""What stands in a layer: its weight in float32, and how that is stored.
 
 Nothing here needs torch.ao: a layer may be quantized by it, by torchao, or by the user's own code.
 """
@@ -12,41 +12,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.weights import Widen
-
-MOVES_DATA = {
-    *(
-        "flatten",
-        "unflatten",
-        "reshape",
-        "view",
-        "permute",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-    ),
-    *(
-        "getitem",
-        "chunk",
-        "split",
-        "size",
-        "dim",
-        "getattr",
-        "detach",
-        "clone",
-        "expand",
-        "repeat",
-        "identity",
-    ),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "channelshuffle"),
-    *("relu", "relu6", "clamp", "hardtanh", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool2d"),
-}
-"""Functions and modules that add no error of their own: they move quantized values or cut them off."""
-
-
-def moves_data(kind: str) -> bool:
-    """Does a function or a class of modules of this name add no error of its own?"""
-    return kind.lower().replace("_", "") in MOVES_DATA
 
 
 def is_packed(weight: Any) -> bool:

@@ -16,6 +16,7 @@ from qtrack.backends import load_backend
 from qtrack.backends.capabilities import faults, missing
 from qtrack.backends.torchao_json import CONFIGS
 from qtrack.engine.digests import digest_of
+from qtrack.engine.exporting import export_model
 from qtrack.engine.measure import size_bytes
 from qtrack.errors import BackendError, RecipeError
 from qtrack.ledger import models
@@ -249,6 +250,26 @@ def test_a_state_dict_that_does_not_fit_is_refused(change, said):
     change(state)
     with pytest.raises(RuntimeError, match=said):
         layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("scheme", [INT8, groups(8, bits=4)])
+def test_an_exported_model_needs_torch_alone(scheme, tmp_path):
+    outcome = execute(Tiny(), recipe(scheme), thorough=False)
+    path = tmp_path / "model.pt2"
+    found = export_model(Tiny(), outcome.recipe, outcome.model, path)
+    assert found.form == "reference"
+    assert found.max_abs_difference < 1e-4
+    code = (
+        f"import sys, torch; m = torch.export.load({str(path)!r}).module(); m(torch.zeros(3, 1, 6, 6)); "
+        "print([n for n in sys.modules if n.startswith('torchao')])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_dynamic_layers_are_not_exported(tmp_path):
+    outcome = execute(Tiny(), recipe(Dynamic(weight=PER_CHANNEL)), thorough=False)
+    with pytest.raises(BackendError, match="layers in dynamic mode have no reference form: head"):
+        export_model(Tiny(), outcome.recipe, outcome.model, tmp_path / "model.pt2")
 
 
 def test_users_can_compare_a_model_that_torchao_quantized():

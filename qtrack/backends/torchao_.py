@@ -16,16 +16,17 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from qtrack.backends.assignment import Assignment, assign
+from qtrack.backends.assignment import Assignment, assign, some
 from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.eager_pairing import pair_modules
-from qtrack.backends.layer_weights import is_packed
+from qtrack.backends.layer_weights import is_packed, stored_as
 from qtrack.backends.messages import first_line
 from qtrack.backends.torchao_configs import configs_of
 from qtrack.backends.torchao_door import torchao
 from qtrack.backends.torchao_json import WEIGHTS_ALONE
 from qtrack.backends.torchao_state import keep_plain, parts_of
 from qtrack.errors import BackendError, RecipeError
+from qtrack.numerics import Pair
 from qtrack.recipe import AnyScheme, Float, Recipe, Torchao, WeightOnly
 from qtrack.task import Inputs
 
@@ -63,30 +64,51 @@ class TorchaoBackend:
 
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         details: _Details = prepared.details
-        converted = copy.deepcopy(prepared.model).eval()
-        quantized = {name: s for name, s in details.assignment.schemes.items() if s != Float()}
-        for name, scheme in quantized.items():
-            _pack(converted.get_submodule(name), name, details.configs[scheme])
-        try:
-            whole = [n for n, m in converted.named_modules() if isinstance(m, nn.MultiheadAttention)]
-            reference = copy.deepcopy(prepared.model).eval()
-            modules = details.assignment.modules
-            pair = pair_modules(reference, converted, example, modules=modules, closed=whole)
-        except Exception as cause:  # kernels refuse what they cannot run, and so does the model's own code
-            raise BackendError(f"the model does not run on torchao's weights: {first_line(cause)}") from cause
+        converted = _packed(prepared)
+        pair = _paired(prepared, converted, example)
         floats = tuple(
             s.layer
             for s in pair.sites
             if not s.quantized and _holds_weights(converted.get_submodule(s.actual.partition("#")[0]))
         )
-        qparams = {k: v for name in quantized for k, v in _qparams(name, converted.get_submodule(name))}
+        qparams = {k: v for name, m in converted.named_modules() for k, v in _qparams(name, m)}
         return Quantized(converted, pair, qparams, floats, details.assignment.stays_float(floats, "torchao"))
 
     def reference(self, prepared: Prepared) -> nn.Module:
-        raise BackendError("torchao's layers have no reference form")
+        return self.reference_of(prepared, _packed(prepared))
 
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
-        return self.reference(prepared)
+        """Integers times scales as float weights: a file with torchao's tensors would need torchao."""
+        packed = {name: m for name, m in recorded.named_modules() if is_packed(getattr(m, "weight", None))}
+        dynamic = [name for name, m in packed.items() if str(stored_as(m)).endswith("dynamic")]
+        if dynamic:
+            raise BackendError(f"layers in dynamic mode have no reference form: {some(dynamic)}")
+        reference = copy.deepcopy(recorded).eval()
+        for name in packed:
+            layer = reference.get_submodule(name)
+            layer.weight = nn.Parameter(_weight(layer).dequantize(), requires_grad=False)
+        return reference
+
+
+def _paired(prepared: Prepared, converted: nn.Module, example: Inputs) -> Pair:
+    """Attention counts as one layer; raises BackendError where the model does not run."""
+    whole = [name for name, m in converted.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    modules = prepared.details.assignment.modules
+    try:
+        reference = copy.deepcopy(prepared.model).eval()
+        return pair_modules(reference, converted, example, modules=modules, closed=whole)
+    except Exception as cause:  # kernels refuse what they cannot run, and so does the model's own code
+        raise BackendError(f"the model does not run on torchao's weights: {first_line(cause)}") from cause
+
+
+def _packed(prepared: Prepared) -> nn.Module:
+    """A copy of the model with torchao's weights."""
+    details: _Details = prepared.details
+    model = copy.deepcopy(prepared.model).eval()
+    for name, scheme in details.assignment.schemes.items():
+        if scheme != Float():
+            _pack(model.get_submodule(name), name, details.configs[scheme])
+    return model
 
 
 def has_kernel(module: nn.Module, scheme: AnyScheme) -> bool:
@@ -143,7 +165,8 @@ def _weight(layer: nn.Module) -> Any:
 
 def _qparams(name: str, layer: nn.Module) -> Iterator[tuple[str, Any]]:
     """One scale per channel, or in a list per channel one for each group."""
-    for part, tensor in parts_of(_weight(layer)).items():
+    weight = getattr(layer, "weight", None)
+    for part, tensor in parts_of(weight).items() if is_packed(weight) else ():
         if part in SHOWN:
             yield f"{name}.weight.{part}", tensor.squeeze(-1).tolist()
 

@@ -1,8 +1,8 @@
 """A recorded model as a ``.pt2`` file, which runs without qtrack, task or recipe.
 
-The kernels' packed weights do not export. A static model is therefore written in its reference form: the
-recorded integers and scales, with the arithmetic between them in float. How far its outputs are from those of
-the kernels is measured, because it is not zero.
+The kernels' packed weights do not export, and torchao's tensors would need torchao again. Such a model is
+therefore written in its reference form: the recorded integers and scales, with the arithmetic between them in
+float. How far its outputs are from those of the kernels is measured, because it is not zero.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from qtrack.backends import load_backend
+from qtrack.backends.layer_weights import is_packed
 from qtrack.backends.torch_ao import using_engine
 from qtrack.data import size_of
 from qtrack.engine.evaluation import call
@@ -60,8 +61,8 @@ def export_model(task: Task, recipe: Recipe, model: nn.Module, path: Path) -> Ex
     batch = _first_batch(task)
     inputs = task.inputs(batch)
     with using_engine(recipe.engine), torch.no_grad(), _quiet():
-        static = any(scheme.mode == "static" for scheme in recipe.schemes())
-        written = _reference(task, recipe, model, inputs) if static else model
+        kernels = _has_kernels(recipe, model)
+        written = _reference(task, recipe, model, inputs) if kernels else model
         expected = call(written.eval(), inputs, "the model refuses its example")
         with _replacing(path) as file:
             torch.export.save(_program(written, inputs), file)
@@ -69,7 +70,13 @@ def export_model(task: Task, recipe: Recipe, model: nn.Module, path: Path) -> Ex
             if not _equal(expected, call(loaded, inputs, "the exported model refuses the example")):
                 raise BackendError("the exported model, read back, gives other outputs than before")
         recorded = call(model.eval(), inputs, "the model refuses its example")
-        return _compared(task, batch, recorded, expected, "reference" if static else "model")
+        return _compared(task, batch, recorded, expected, "reference" if kernels else "model")
+
+
+def _has_kernels(recipe: Recipe, model: nn.Module) -> bool:
+    """Does it hold what runs only in the library that made it?"""
+    static = any(scheme.mode == "static" for scheme in recipe.schemes())
+    return static or any(map(is_packed, model.parameters()))
 
 
 def _reference(task: Task, recipe: Recipe, model: nn.Module, inputs: Inputs) -> nn.Module:

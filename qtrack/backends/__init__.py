@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from torch import nn
 
 from qtrack.backends.base import Backend, Prepared, Quantized, layers_with_weights
-from qtrack.backends.capabilities import missing
+from qtrack.backends.capabilities import PACKAGES, missing
+from qtrack.backends.torchao_door import hushed
 from qtrack.errors import BackendUnavailable
 from qtrack.numerics import Pair
 from qtrack.numerics.steps import Inputs
@@ -27,7 +29,8 @@ def load_backend(name: str) -> Backend:
     if absent := missing(name):
         raise BackendUnavailable(f"backend {name!r}: {absent}")
     try:
-        backend: Backend = getattr(import_module(module), cls)()
+        with hushed() if name in PACKAGES else nullcontext():
+            backend: Backend = getattr(import_module(module), cls)()
     except ImportError as error:
         raise BackendUnavailable(f"backend {name!r} cannot be imported: {error}") from error
     return backend

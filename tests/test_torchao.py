@@ -93,6 +93,14 @@ def test_torchao_is_not_imported_before_it_is_asked_for():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_what_qtrack_adds_to_it_brings_in_no_more_of_torch_ao_than_torch_does():
+    code = (
+        "import sys, torch; own = set(sys.modules); import qtrack.backends.torchao_; "
+        "print([m for m in set(sys.modules) - own if m.startswith('torch.ao.')])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_standard_error_works_again_after_the_import(capfd):
     from qtrack.backends.torchao_door import hushed
 

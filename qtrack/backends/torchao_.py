@@ -66,11 +66,7 @@ class TorchaoBackend:
         details: _Details = prepared.details
         converted = _packed(prepared)
         pair = _paired(prepared, converted, example)
-        floats = tuple(
-            s.layer
-            for s in pair.sites
-            if not s.quantized and _holds_weights(converted.get_submodule(s.actual.partition("#")[0]))
-        )
+        floats = tuple(s.layer for s in pair.sites if _stays_float(converted, s.actual))
         qparams = {k: v for name, m in converted.named_modules() for k, v in _qparams(name, m)}
         return Quantized(converted, pair, qparams, floats, details.assignment.stays_float(floats, "torchao"))
 
@@ -171,5 +167,7 @@ def _qparams(name: str, layer: nn.Module) -> Iterator[tuple[str, Any]]:
             yield f"{name}.weight.{part}", tensor.squeeze(-1).tolist()
 
 
-def _holds_weights(layer: nn.Module) -> bool:
-    return any(map(has_weights, layer.modules()))
+def _stays_float(model: nn.Module, node: str) -> bool:
+    """Has the layer weights, and are they as they were (in whatever type of float)?"""
+    layer = model.get_submodule(node.partition("#")[0])
+    return stored_as(layer) is None and any(map(has_weights, layer.modules()))

@@ -50,7 +50,7 @@ def test_dynamic_reaches_linear_layers_and_says_what_stays_float():
     assert {row.layer: row.dtype for row in result.layers}["head"] == "int8_dynamic"
     assert result.float_layers == ("stem", "block.conv")
     assert result.warnings == (
-        "2 layers stay float, eager has no dynamic kernel for them: stem (Conv2d), block.conv (Conv2d)",
+        "2 layers stay float, eager has no dynamic kernel for: stem (Conv2d), block.conv (Conv2d)",
     )
 
 
@@ -58,6 +58,14 @@ def test_dynamic_reaches_recurrent_layers():
     task = task_of(Recurrent, (6, 6))
     assert dtypes(STATIC.with_mode("dynamic"), task) == {"rnn": "int8_dynamic", "head": "int8_dynamic"}
     assert dtypes(STATIC, task) == {"rnn": "float32", "head": "int8"}
+
+
+def test_dynamic_reaches_a_layer_that_an_activation_was_fused_to():
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    assert dtypes(STATIC.with_mode("dynamic"), task_of(Net)) == {"1": "int8_dynamic", "3": "int8_dynamic"}
 
 
 def test_a_layer_kept_float_keeps_its_weights_exactly_also_beside_batchnorm():
@@ -236,7 +244,7 @@ def test_torchs_own_composed_layers_are_not_looked_into_and_said_to_stay_float()
     result = outcome(STATIC, task_of(Encoder, (6, 6)))
     assert result.float_layers == ("encoder",)
     assert result.warnings == (
-        "1 layers stay float, eager has no static kernel for them: encoder (TransformerEncoderLayer)",
+        "1 layer stays float, eager has no static kernel for: encoder (TransformerEncoderLayer)",
     )
     rows = {row.layer: row.dtype for row in result.layers}
     assert rows == {"embed": "int8", "norm": "int8", "encoder": "float32", "head": "int8"}
@@ -477,4 +485,4 @@ class Own(TinyNet):
 def test_layers_of_the_users_own_classes_stay_float_and_it_is_said():
     result = outcome(STATIC, task_of(Own))
     assert result.float_layers == ("stem",)
-    assert result.warnings == ("1 layers stay float, eager has no static kernel for them: stem (Scaled)",)
+    assert result.warnings == ("1 layer stays float, eager has no static kernel for: stem (Scaled)",)

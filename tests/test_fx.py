@@ -60,7 +60,7 @@ def test_dynamic_reaches_linear_layers_and_says_what_stays_float():
     assert {row.layer: row.dtype for row in result.layers}["head"] == "int8_dynamic"
     assert result.float_layers == ("stem", "block.conv")
     assert result.warnings == (
-        "2 layers stay float, fx has no dynamic kernel for them: stem (Conv2d), block.conv (Conv2d)",
+        "2 layers stay float, fx has no dynamic kernel for: stem (Conv2d), block.conv (Conv2d)",
     )
 
 
@@ -297,7 +297,7 @@ def test_layers_that_are_never_looked_into_are_said_to_stay_float():
     result = outcome(STATIC, task_of(Encoder, (6, 6)))
     assert result.float_layers == ("encoder",)
     assert result.warnings == (
-        "1 layers stay float, fx has no static kernel for them: encoder (TransformerEncoderLayer)",
+        "1 layer stays float, fx has no static kernel for: encoder (TransformerEncoderLayer)",
     )
 
 

@@ -139,7 +139,7 @@ def test_a_module_is_kept_whole():
         "pool": "int8",
         "head": "int8",
     }
-    assert result.warnings == ("1 layers stay float, fx has no static kernel for them: block (Residual)",)
+    assert result.warnings == ("1 layer stays float, fx has no static kernel for: block (Residual)",)
 
 
 def test_what_cannot_be_traced_may_be_named():

@@ -132,7 +132,7 @@ def test_fewer_bits_hold_for_all_layers(backend, granularity):
 
 def test_a_plain_rnn_has_no_kernel():
     result = outcome(lambda: Rows(lambda: nn.RNN(6, 8, batch_first=True)), DYNAMIC, "fx")
-    assert result.warnings == ("1 layers stay float, fx has no dynamic kernel for them: rnn (RNN)",)
+    assert result.warnings == ("1 layer stays float, fx has no dynamic kernel for: rnn (RNN)",)
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch's own, for quantized tensors
@@ -200,7 +200,7 @@ def test_attention_stays_float_and_it_is_said(mode, backend):
     result = outcome(Attentive, Recipe(engine="x86", default=mode), backend)
     assert result.float_layers == ("attention",)
     assert result.warnings == (
-        f"1 layers stay float, {backend} has no {mode} kernel for them: attention (MultiheadAttention)",
+        f"1 layer stays float, {backend} has no {mode} kernel for: attention (MultiheadAttention)",
     )
 
 

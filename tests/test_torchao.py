@@ -154,7 +154,7 @@ def test_convolutions_stay_float_and_it_is_said():
     outcome = done(INT8)
     assert outcome.float_layers == ("stem", "block.conv")
     assert outcome.warnings == (
-        "2 layers stay float, torchao has no weight_only kernel for them: stem (Conv2d), block.conv (Conv2d)",
+        "2 layers stay float, torchao has no weight_only kernel for: stem (Conv2d), block.conv (Conv2d)",
     )
 
 

@@ -48,7 +48,7 @@ class Assignment:
             if asked != "float":
                 left.setdefault(asked, []).append(f"{name} ({self.modules[name].type})")
         return tuple(
-            f"{len(names)} layers stay float, {backend} has no {asked} kernel for them: {some(names)}"
+            f"{_layers(len(names))} float, {backend} has no {asked} kernel for: {some(names)}"
             for asked, names in left.items()
         )
 
@@ -113,6 +113,10 @@ def torchs_own(model: nn.Module) -> list[str]:
         and not isinstance(module, CONTAINERS)
         and any(True for _ in module.children())
     ]
+
+
+def _layers(count: int) -> str:
+    return "1 layer stays" if count == 1 else f"{count} layers stay"
 
 
 def some(names: Sequence[str]) -> str:

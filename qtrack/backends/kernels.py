@@ -111,5 +111,9 @@ def _clamp(observer: Any, seen: tuple[Tensor], _: Any) -> None:
 
 def _swap(model: nn.Module, name: str, qconfig: Any, mapping: Any) -> None:
     module = model.get_submodule(name)
-    module.qconfig = qconfig
+    for part in (
+        module,
+        *(module if isinstance(module, nn.Sequential) else ()),
+    ):  # a layer and what was fused to it
+        part.qconfig = qconfig
     replace_module(model, name, swap_module(module, mapping, {}))

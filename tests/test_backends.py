@@ -142,6 +142,7 @@ def test_the_same_seed_gives_the_same_digests(backend):
     assert first.digests == second.digests
 
 
+@pytest.mark.slow
 @backends(True, feature="training")
 def test_the_same_seed_trains_the_same_model(backend):
     trained = recipe(backend, training=Training(epochs=1))

@@ -235,6 +235,7 @@ def test_an_exported_recipe_is_the_recorded_one(recorded):
     assert recipe_from_yaml(text).digest == Ledger.open().strategies(["per_channel"])[0].recipe_digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["best.yaml", "deeper/best.yaml"])
 def test_an_exported_pipeline_gives_the_same_model_again(alone, place):
     write_task(alone)

@@ -96,6 +96,7 @@ def test_a_run_and_its_repetition_are_equal_in_one_line(runs):
 GROUPS = {"data": "data", "float_weights": "weights", "source": "code"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_difference_is_named_in_its_group_and_nothing_else(plain, what):
     plant, name = PLANTED[what]
@@ -143,6 +144,7 @@ def test_a_recipe_differs_field_by_field_and_its_engine_is_no_ingredient_of_its_
     assert found.drifts == found.unrecorded == ()
 
 
+@pytest.mark.slow
 def test_training_data_counts_only_where_both_train_and_its_order_only_with_the_same_seed(runs):
     assert diff(runs["ptq"], runs["qat"]).drifts == diff(runs["qat"], runs["ptq"]).drifts == ()
     training = PTQ.having(training={"epochs": 1})
@@ -150,6 +152,7 @@ def test_training_data_counts_only_where_both_train_and_its_order_only_with_the_
     assert diff(before, after).drifts == ()
 
 
+@pytest.mark.slow
 def test_a_split_that_came_is_a_difference_of_the_data(plain, monkeypatch):
     monkeypatch.setattr(tiny.Tiny, "test", qtrack.Task.test)
     (without,) = recorded(PTQ)
@@ -158,6 +161,7 @@ def test_a_split_that_came_is_a_difference_of_the_data(plain, monkeypatch):
     assert [drift.name for drift in diff(without, plain).drifts] == expected
 
 
+@pytest.mark.slow
 def test_what_an_old_record_does_not_hold_is_not_recorded(runs):
     def older(data):
         del data["ingredients"], data["tensors"]
@@ -214,6 +218,7 @@ class Other(tiny.Tiny):
         return torch.nn.Sequential(parts).eval()
 
 
+@pytest.mark.slow
 def test_runs_of_other_tasks_are_compared_by_the_layers_names(coarse):
     (after,) = recorded(PTQ, task=Other())
     found = diff(coarse[0], after)
@@ -269,6 +274,7 @@ def test_an_improvement_is_positive():
     assert gain.low < 0.5 < gain.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [replaced, reordered])
 def test_other_samples_or_another_order_are_said_to_be_not_comparable(runs, change):
     with pytest.MonkeyPatch.context() as patch:
@@ -293,6 +299,7 @@ def test_an_order_that_is_not_on_record_is_said(runs):
     assert found.unpaired == "not comparable: which samples validation held is not recorded"
 
 
+@pytest.mark.slow
 def test_scores_without_classes_flip_by_their_value(folder):
     class Distance(tiny.Tiny):
         def labels(self, batch):
@@ -379,6 +386,7 @@ def counted(patch):
     return seen
 
 
+@pytest.mark.slow
 def test_the_change_of_two_fields_is_both_and_what_they_do_together(coarse):
     done = command("diff", *coarse, "--explain", "--json", "--task", "tiny_task.py:Mine")
     assert done.exit_code == 0, done.output
@@ -410,6 +418,7 @@ def test_the_table_ends_with_what_is_left_and_the_sum(coarse):
     assert lines[-5].startswith("with default.weight ")
 
 
+@pytest.mark.slow
 def test_a_swap_that_is_no_recipe_is_left_out_and_said(plain):
     weight = {"observer": "moving_average"}
     qat = PTQ.having(training={"epochs": 1}, default={"mode": "static", "weight": weight})
@@ -455,6 +464,7 @@ def test_each_changed_part_of_a_recipe_is_swapped_alone(changes, names):
     assert dict(recipe_swaps(PTQ, PTQ)) == {}
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_is_swapped_and_set_as_recorded(plain, monkeypatch):
     (after,) = recorded(PTQ, threads=2)
     seen, real = [], tiny.Tiny.score
@@ -466,6 +476,7 @@ def test_the_number_of_threads_is_swapped_and_set_as_recorded(plain, monkeypatch
     assert found.not_at_hand == ()
 
 
+@pytest.mark.slow
 def test_data_of_before_is_not_at_hand_and_its_share_is_what_executions_do_not_show(seeds):
     with pytest.MonkeyPatch.context() as patch:
         batches_with(noisy, "validation")(patch)
@@ -491,6 +502,7 @@ def test_what_drifted_since_both_were_recorded_is_said(seeds, monkeypatch):
     assert explained(*seeds).drifted_since == ("float_weights",)
 
 
+@pytest.mark.slow
 def test_without_a_change_there_are_no_shares(seeds):
     found = explained(*seeds)
     assert found.recorded_change == 0

@@ -66,6 +66,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_reference_form_is_built_from_the_record_alone(tmp_path, name):
     task = tiny.Tiny()

@@ -62,6 +62,7 @@ def test_scales_are_equal_to_the_bit(recipe):
     assert [fx[name] for name in names] == [eager[name] for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "apart_db"), [(PTQ, 0.1), (CHANNELS, 0.1), (QAT, 2.0)], ids=["tensor", "channel", "trained"]
 )
@@ -91,6 +92,7 @@ def test_accuracy_is_the_same_within_bounds(recipe, apart):
     assert abs(fx - eager) <= apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only", "float16"])
 def test_in_the_other_modes_both_compute_the_same(mode):
     fx, eager = both(PTQ.with_mode(mode))

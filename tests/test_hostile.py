@@ -316,6 +316,7 @@ def test_a_recipe_of(tmp_path, what):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", TEXTS)
 def test_a_pipeline_with(tmp_path, what):
     text, said = TEXTS[what]

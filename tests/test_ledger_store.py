@@ -210,6 +210,7 @@ print(record(ledger, setting(name=sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_create_the_same_store(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     started = [

@@ -104,6 +104,7 @@ def test_batch_norm_and_dropout_follow_the_mode_with_their_own_settings():
     assert torch.allclose(model.program.get_buffer("1.running_var"), net[1].running_var)
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_keeps_its_statistics_while_the_rest_is_trained():
     result = outcome(TRAINED)
     assert result.recipe.training.freeze_bn_stats == 0

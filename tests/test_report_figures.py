@@ -65,6 +65,7 @@ def test_of_very_many_layers_the_worst_are_drawn(tmp_path):
     assert labels(layers_figure("ptq", plain(ranked), 3)) == ["layer0", "layer1", "layer2"]
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_size_that_can_be_drawn(tmp_path):
     ranked = plain([row(i, f"layer{i}", sqnr_db=1.0, own_sqnr_db=float(i)) for i in range(2500)])
     drawn(layers_figure("ptq", ranked, 2500), tmp_path / "layers.png")

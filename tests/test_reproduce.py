@@ -294,6 +294,7 @@ def test_a_different_model_from_a_recipe_exits_with_1(folder, monkeypatch):
     assert "different: the first layer to part is block.conv" in done.stderr
 
 
+@pytest.mark.slow
 def test_of_several_recorded_stages_with_the_recipe_the_latest_finished_counts(alone):
     write_task(alone)
     pipeline = {**PIPELINE, "stages": [{"recipe": {"name": "first"}}, {"recipe": {"name": "second"}}]}

@@ -79,6 +79,7 @@ def test_a_second_run_executes_nothing_and_refers_to_all(executed):
     assert [r.cost for r in first] == [r.cost for r in second]
 
 
+@pytest.mark.slow
 def test_the_new_campaign_reads_as_if_it_had_executed_them(executed):
     run()
     before = Ledger.open().strategies()
@@ -120,6 +121,7 @@ def test_names_do_not_matter(executed):
     assert [row.stage for row in Ledger.open().strategies()] == ["float", "other"]
 
 
+@pytest.mark.slow
 def test_another_target_judges_what_is_known_anew(executed):
     first = run()
     executed.clear()
@@ -133,6 +135,7 @@ def test_another_target_judges_what_is_known_anew(executed):
     assert rows[1].drop_low > first[1].judged.drop.low
 
 
+@pytest.mark.slow
 def test_a_search_for_another_target_does_not_repeat_probes(executed):
     run()
     probes = {digest for digest, thorough in executed if not thorough}
@@ -151,6 +154,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_changed_is_executed_again(executed, monkeypatch, what):
     kind, again = CHANGES[what]
@@ -185,6 +189,7 @@ def test_other_training_data_train_again(executed, monkeypatch):
     assert [bool(result.known) for result in run(stages)] == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -306,6 +311,7 @@ def _curve(key, folder):
     return [(point.step, point.value) for point in history]
 
 
+@pytest.mark.slow
 def test_probes_of_an_interrupted_search_are_not_repeated(executed, monkeypatch):
     whole = run(fresh=True)
     first = [digest for digest, thorough in executed if not thorough]

@@ -144,6 +144,7 @@ def test_a_data_set_that_the_store_refuses_each_time_waits(ledger, client, monke
     assert len(waiting()) == 1
 
 
+@pytest.mark.slow
 def test_a_slow_store_is_left_alone_for_a_while(ledger, client, monkeypatch, caplog):
     calls, real = [], MlflowClient.log_batch
 

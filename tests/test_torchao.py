@@ -260,6 +260,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(change, said):
         layer.load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [INT8, groups(8, bits=4)])
 def test_an_exported_model_needs_torch_alone(scheme, tmp_path):
     outcome = execute(Tiny(), recipe(scheme), thorough=False)

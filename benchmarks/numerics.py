@@ -40,9 +40,9 @@ import torch
 from networks import NETWORKS, digits_task, network
 from torch import Tensor, nn
 
+from qtrack.backends.engines import quiet
 from qtrack.backends.fx import FxBackend
 from qtrack.backends.fx_pairing import pair_graphs
-from qtrack.backends.torch_ao import quiet
 from qtrack.numerics import Options, compare
 from qtrack.recipe import ActivationSpec, MinMax, Recipe, Static, WeightSpec
 

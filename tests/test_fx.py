@@ -6,7 +6,7 @@ from tiny import Tiny, TinyNet
 from torch import nn
 
 from qtrack.backends import load_backend
-from qtrack.backends.torch_ao import using_engine
+from qtrack.backends.engines import using_engine
 from qtrack.engine import execute, rebuild, settled
 from qtrack.errors import BackendError, BackendUnavailable, RecipeError
 from qtrack.ledger import models
@@ -115,7 +115,7 @@ def test_every_engine_at_hand_quantizes(engine):
 
 
 def test_an_engine_that_the_machine_lacks_is_named(monkeypatch):
-    monkeypatch.setattr("qtrack.backends.torch_ao.supported_engines", lambda: ["x86"])
+    monkeypatch.setattr("qtrack.backends.engines.supported_engines", lambda: ["x86"])
     with pytest.raises(BackendUnavailable, match="engine 'qnnpack' does not run here; this machine has x86"):
         outcome(Recipe(engine="qnnpack"))
 

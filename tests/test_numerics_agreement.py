@@ -23,7 +23,7 @@ from torch.ao.quantization import DeQuantStub, QuantStub, convert, default_qconf
 
 from qtrack import compare_models
 from qtrack.backends import load_backend
-from qtrack.backends.torch_ao import quiet
+from qtrack.backends.engines import quiet
 from qtrack.numerics import ErrorSums, Options, Reference, compare
 from qtrack.recipe import Float, Override, Recipe, Static
 from qtrack.task import load_module, load_task

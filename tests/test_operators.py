@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from qtrack.backends import operators
 from qtrack.backends.capabilities import CAPABILITIES, missing
+from qtrack.backends.engines import default_engine
 from qtrack.backends.operators import OPERATORS, Trial, trials
-from qtrack.backends.torch_ao import default_engine
 from qtrack.cli import main
 
 SKIPPED_BY_SHADOWS = ("x + y", "x * y", "torch.cat", "AvgPool2d", "AdaptiveAvgPool2d")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
 
-from qtrack.backends.torch_ao import quiet
+from qtrack.backends.engines import quiet
 from qtrack.engine.digests import digest_of
 from qtrack.engine.packed import load, unpacked
 

@@ -32,6 +32,7 @@ from qtrack.backends.eager_graph import Traced, chains, traced
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.eager_reference import emulated
 from qtrack.backends.eager_stubs import Ends, has_stubs, place, respect
+from qtrack.backends.engines import quiet
 from qtrack.backends.finishing import finish
 from qtrack.backends.fx_pairing import qparams_of
 from qtrack.backends.torch_ao import (
@@ -39,7 +40,6 @@ from qtrack.backends.torch_ao import (
     first_line,
     freeze_bn_stats,
     observe,
-    quiet,
     without_quantization,
 )
 from qtrack.errors import BackendError

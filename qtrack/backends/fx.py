@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 
 from qtrack.backends.assignment import RECURRENT, Assignment, assign, lineages_of, some, torchs_own
 from qtrack.backends.base import Prepared, Quantized, has_weights, holds_weights
+from qtrack.backends.engines import quiet
 from qtrack.backends.finishing import finish
 from qtrack.backends.fx_functions import add_overrides, calls_in, hold_float
 from qtrack.backends.fx_pairing import Names, pair_graphs, qparams_of
@@ -36,7 +37,6 @@ from qtrack.backends.torch_ao import (
     layer_qconfig,
     observe,
     per_tensor_qconfig,
-    quiet,
     static_qconfig,
     without_quantization,
 )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from qtrack.backends import load_backend
 from qtrack.backends.aten import FUSED_ACTIVATIONS, MOVES, WEIGHTED, function_of, is_conversion
 from qtrack.backends.capabilities import CAPABILITIES, faults, has_engines
-from qtrack.backends.torch_ao import default_engine, using_engine
+from qtrack.backends.engines import default_engine, using_engine
 from qtrack.errors import BackendError
 from qtrack.numerics import compare
 from qtrack.recipe import Dynamic, Float16, Recipe, Static, WeightOnly, WeightSpec

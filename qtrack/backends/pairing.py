@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 
 from qtrack.backends.assignment import user_modules
 from qtrack.backends.eager_pairing import pair_modules
+from qtrack.backends.engines import quiet
 from qtrack.backends.fx_pairing import pair_graphs
 from qtrack.backends.fx_tracing import explain
-from qtrack.backends.torch_ao import quiet
 from qtrack.errors import BackendError
 from qtrack.numerics import Pair
 from qtrack.numerics.steps import Inputs

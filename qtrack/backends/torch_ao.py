@@ -1,11 +1,8 @@
-"""The part of torch.ao that its backends share: engines, and a recipe's schemes as qconfigs."""
+"""The part of torch.ao that its backends share: a recipe's schemes as qconfigs, and observers."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,8 +22,7 @@ from torch.ao.quantization import (
 
 from qtrack.backends.base import Prepared
 from qtrack.backends.messages import first_line as first_line
-from qtrack.errors import BackendUnavailable
-from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Engine, Static, WeightSpec
+from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Static, WeightSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 OBSERVERS: dict[tuple[str, str], Any] = {
@@ -43,52 +39,6 @@ SCHEMES = {
     ("per_channel", True): torch.per_channel_symmetric,
     ("per_channel", False): torch.per_channel_affine,
 }
-NOISE = (
-    "torch.ao.quantization is deprecated",
-    "Please use quant_min and quant_max",
-    "must run observer before calling",
-    "torch.quantize_per_tensor, torch.quantize_per_channel and other",
-    "reduce_range will be deprecated",
-    "To copy construct from a tensor",
-)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the warnings that torch.ao gives for its own defaults."""
-    with warnings.catch_warnings():
-        for message in NOISE:
-            warnings.filterwarnings("ignore", message=f".*{message}")
-        yield
-
-
-def supported_engines() -> list[str]:
-    """Engines whose kernels this build of torch and this processor have."""
-    return [name for name in torch.backends.quantized.supported_engines if name != "none"]
-
-
-@contextmanager
-def using_engine(engine: Engine | None) -> Iterator[None]:
-    """Run with this engine's kernels, None: as torch is; raises BackendUnavailable where it does not run."""
-    if engine is None:
-        yield
-        return
-    supported = supported_engines()
-    if engine not in supported:
-        raise BackendUnavailable(
-            f"engine {engine!r} does not run here; this machine has {', '.join(supported)}"
-        )
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
-
-
-def default_engine() -> Engine:
-    """What torch takes on this machine."""
-    return cast(Engine, torch.backends.quantized.engine)
 
 
 def static_qconfig(scheme: Static, *, training: bool) -> Any:

@@ -64,7 +64,8 @@ def _as_half(weight: Tensor) -> tuple[Tensor, nn.Module]:
 
 
 def _as_integers(weight: Tensor, scheme: WeightOnly) -> tuple[Tensor, nn.Module]:
-    from qtrack.backends.torch_ao import quiet, weight_observer
+    from qtrack.backends.engines import quiet
+    from qtrack.backends.torch_ao import weight_observer
 
     observer = weight_observer(scheme.weight)
     with quiet():

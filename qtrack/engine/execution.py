@@ -12,7 +12,7 @@ from torch import nn
 
 from qtrack.backends import Backend, Prepared, Quantized, layers_with_weights, load_backend
 from qtrack.backends.capabilities import check, has_engines
-from qtrack.backends.torch_ao import default_engine, using_engine
+from qtrack.backends.engines import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
 from qtrack.engine.evaluation import call, evaluate

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from qtrack.backends import load_backend
+from qtrack.backends.engines import using_engine
 from qtrack.backends.layer_weights import is_packed
-from qtrack.backends.torch_ao import using_engine
 from qtrack.data import size_of
 from qtrack.engine.evaluation import call
 from qtrack.engine.execution import _first_batch, settled

@@ -136,7 +136,7 @@ def _write(outcome: Outcome, folder: Path) -> None:
 
 def _load(path: Path) -> Any:
     """Tensors and plain data only: nothing that would run code when it is read."""
-    from qtrack.backends.torch_ao import quiet
+    from qtrack.backends.engines import quiet
 
     with quiet():
         # torch's own, for quantized tensors
@@ -162,7 +162,7 @@ def _compared(task: Task, outcome: Outcome, folder: Path) -> Any:
 
 def engine_of(recipe: Recipe) -> Any:
     """Work with the recipe's engine."""
-    from qtrack.backends.torch_ao import using_engine
+    from qtrack.backends.engines import using_engine
 
     return using_engine(recipe.engine)
 

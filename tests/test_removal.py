@@ -11,6 +11,8 @@ import pytest
 
 from qtrack.backends import BACKENDS
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 PT2E = [
     f"torchao.quantization.pt2e.{module}"

@@ -15,8 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from qtrack.backends.assignment import UserModule, user_modules
-from qtrack.backends.fx_pairing import LOOKUPS, dynamic_dtype
-from qtrack.backends.layer_weights import dequantized_weight, folded_weight, stored_as
+from qtrack.backends.layer_weights import (
+    dequantized_weight,
+    dynamic_dtype,
+    folded_weight,
+    looks_up_integers,
+    stored_as,
+)
 from qtrack.backends.moves import moves_data
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.hooks import HookedModel
@@ -133,7 +138,7 @@ def _dtype(module: nn.Module, step: Step) -> str:
     home = type(module).__module__
     if "quantized.dynamic" in home:
         return dynamic_dtype(module)
-    if isinstance(module, LOOKUPS):
+    if looks_up_integers(module):
         return "int8_weight"
     outputs = step.output if isinstance(step.output, tuple) else (step.output,)
     tensors = [output for output in outputs if isinstance(output, Tensor)]

@@ -14,19 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.quantized import Embedding, EmbeddingBag
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.fx import GraphModule, Node
 
 from qtrack.backends.assignment import UserModule
-from qtrack.backends.layer_weights import dequantized_weight, folded_weight, stored_as
+from qtrack.backends.layer_weights import (
+    dequantized_weight,
+    dynamic_dtype,
+    folded_weight,
+    looks_up_integers,
+    stored_as,
+)
 from qtrack.backends.moves import moves_data
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.graph import Program
 from qtrack.recipe import bare_name
 from qtrack.task import Inputs
 
-LOOKUPS = (Embedding, EmbeddingBag)
 CONVERSIONS = {"quantize_per_tensor", "dequantize", "to", "quantize_per_tensor_dynamic"}
 STORED_SMALL = re.compile(r"(\.0)?\.parametrizations\.weight\.0\.")
 """Where a weight that is widened as it is used stands, in a layer alone or with an activation fused to it."""
@@ -150,17 +154,11 @@ def _dtype(graph: GraphModule, node: Node, quantized: set[str]) -> str:
     home = type(module).__module__
     if module is not None and "quantized.dynamic" in home:
         return dynamic_dtype(module)
-    if isinstance(module, LOOKUPS):
+    if looks_up_integers(module):
         return "int8_weight"
     if node.name in quantized or ".quantized" in home:
         return "int8"
     return stored_as(module) or "float32"
-
-
-def dynamic_dtype(module: Any) -> str:
-    """What a kernel that measures its activations has its weights in; one in float16 leaves them in float."""
-    dtypes = (getattr(module, "dtype", None), getattr(module, "weight_dtype", None))
-    return "float16_weight" if torch.float16 in dtypes else "int8_dynamic"
 
 
 def qparams_of(converted: nn.Module) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
@@ -17,6 +18,21 @@ from qtrack.backends.weights import Widen
 def is_packed(weight: Any) -> bool:
     """Is it a tensor of a class of its own around plain ones, as torchao makes them?"""
     return isinstance(weight, Tensor) and hasattr(weight, "__tensor_flatten__")
+
+
+def dynamic_dtype(module: Any) -> str:
+    """What a kernel that measures its activations has its weights in; one in float16 leaves them in float."""
+    dtypes = (getattr(module, "dtype", None), getattr(module, "weight_dtype", None))
+    return "float16_weight" if torch.float16 in dtypes else "int8_dynamic"
+
+
+def looks_up_integers(module: Any) -> bool:
+    """Is it one of torch.ao's embeddings, told by its name, so that torch.ao need not be there?"""
+    kind = type(module)
+    return kind.__module__.startswith("torch.ao.nn.quantized") and kind.__name__ in (
+        "Embedding",
+        "EmbeddingBag",
+    )
 
 
 def stored_as(module: nn.Module | None) -> str | None:

@@ -83,14 +83,15 @@ def _names_in(node: ast.AST) -> Iterator[str]:
 
 
 def _files_of(name: str, folder: Path) -> Iterator[Path]:
-    """Where a module of that name may stand: on Python's path, or beside the file that imports it."""
+    """Where a module of that name may stand: beside the file that imports it, else on Python's path."""
     bare = name.lstrip(".")
     for _ in range(len(name) - len(bare) - 1):
         folder = folder.parent
     inside = folder.joinpath(*bare.split("."))
-    yield inside.with_suffix(".py") if bare else inside / "__init__.py"
-    yield inside / "__init__.py"
-    if bare and bare == name and bare.partition(".")[0] not in sys.stdlib_module_names:
+    beside = [inside.with_suffix(".py") if bare else inside / "__init__.py", inside / "__init__.py"]
+    yield from beside
+    found = "." not in name and any(path.is_file() for path in beside)
+    if bare and bare == name and not found and bare.partition(".")[0] not in sys.stdlib_module_names:
         yield from _on_path(bare)
 
 

@@ -161,6 +161,18 @@ def test_installed_sources_do_not_count():
     assert defining([tiny.TinyNet]) == defining([tiny.Residual, tiny.Tiny]) == {Path(tiny.__file__)}
 
 
+def test_an_import_is_the_file_beside_and_not_its_namesake_elsewhere(tmp_path, monkeypatch):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+        (folder / "namesake.py").write_text(f"FOLDER = {folder.name!r}\n")
+    (here / "task.py").write_text("import namesake\n")
+    monkeypatch.syspath_prepend(elsewhere)
+    assert imported({here / "task.py"}) == {here / "namesake.py"}
+    (here / "namesake.py").unlink()
+    assert imported({here / "task.py"}) == {elsewhere / "namesake.py"}
+
+
 def test_what_a_task_imports_counts_through_other_files_and_inside_functions(tmp_path):
     (tmp_path / "pack" / "deep").mkdir(parents=True)
     texts = {

@@ -24,6 +24,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, some, user_modules
 from qtrack.backends.aten import Layer, layers_of
 from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.messages import first_line
 from qtrack.backends.pt2e_graph import (
     Exported,
     batch_norm,
@@ -70,7 +71,7 @@ class Pt2eBackend:
             with _quiet():
                 prepared = (prepare_qat_pt2e if training else prepare_pt2e)(program, quantizer)
         except Exception as cause:  # torchao, on graphs that it does not expect
-            raise BackendError(f"torchao could not prepare the model: {_first_line(cause)}") from cause
+            raise BackendError(f"torchao could not prepare the model: {first_line(cause)}") from cause
         return Prepared(Exported(prepared), recipe, _Details(assignment, schemes))
 
     def observe(self, prepared: Prepared, on: bool) -> None:
@@ -98,7 +99,7 @@ class Pt2eBackend:
                 torch._make_per_tensor_quantized_tensor(torch.zeros(1, dtype=torch.uint8), 1.0, 0)
                 torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)  # torch warns of it once
         except Exception as cause:  # torchao, on graphs that it does not expect
-            raise BackendError(f"torchao could not convert the model: {_first_line(cause)}") from cause
+            raise BackendError(f"torchao could not convert the model: {first_line(cause)}") from cause
         modules = details.assignment.modules
         layers = layers_of(converted.graph, modules)
         pair = pair_exports(
@@ -153,7 +154,7 @@ def exported(model: nn.Module, example: Inputs) -> GraphModule:
             graph: GraphModule = program.module(check_guards=False)
             return graph
     except Exception as cause:  # torch.export raises whatever the model's code led to
-        raise BackendError(f"torch.export refuses the model: {_first_line(cause)}") from cause
+        raise BackendError(f"torch.export refuses the model: {first_line(cause)}") from cause
 
 
 def _doubled(leaf: Any) -> Any:
@@ -228,8 +229,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
-
-
-def _first_line(cause: Exception) -> str:
-    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-    return line if len(line) <= 300 else f"{line[:300]}..."

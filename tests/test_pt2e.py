@@ -1,5 +1,7 @@
 """The pt2e backend: a recipe's schemes in an exported graph, under the float model's names."""
 
+import copy
+
 import pytest
 import torch
 from tiny import Tiny
@@ -10,6 +12,7 @@ from qtrack.backends.pt2e_graph import Exported
 from qtrack.engine import execute, rebuild
 from qtrack.engine.exporting import export_model
 from qtrack.errors import BackendError, RecipeError
+from qtrack.numerics import sqnr_db
 from qtrack.recipe import Float, Override, Recipe, Training
 
 STATIC = Recipe(backend="pt2e")
@@ -142,3 +145,35 @@ def test_inputs_by_name_are_exported_by_name():
             return {"x": batch[0]}
 
     assert dtypes(execute(Named(), STATIC)) == dtypes(outcome(STATIC))
+
+
+class Between(nn.Module):
+    """What stands between a convolution and BatchNorm is the user's own, and looks like torchao's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.bn.running_mean.fill_(0.3)
+        self.bn.running_var.fill_(2.0)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x):
+        left, right = self.bn(self.conv(x) / 4).chunk(2, 1)
+        return self.head(torch.cat((left, right * 2), 1).flatten(1))
+
+
+@pytest.mark.parametrize("recipe", [STATIC, TRAINED, STATIC.with_mode("weight_only")])
+def test_a_division_before_batch_norm_is_not_taken_for_torchaos(recipe):
+    torch.manual_seed(0)
+    net = Between()
+
+    class Task(Tiny):
+        def model(self):
+            return copy.deepcopy(net)
+
+    if recipe.training:
+        recipe = recipe.having(training=Training(epochs=1, lr=1e-6))
+    result = execute(Task(), recipe)
+    with torch.no_grad():
+        assert sqnr_db(net.eval()(*result.example), result.model(*result.example)) > 25

@@ -175,13 +175,26 @@ def _trained_with(norm: Node) -> tuple[Node, Node, Node | None] | None:
     before: Any = norm.args[0]
     bias = None
     if function_of(before) == "add":
-        before, bias = before.args
-    if function_of(before) != "div" or norm.args[1] is None:
+        before, bias = before.args[:2]
+    if not (isinstance(before, Node) and function_of(before) == "div"):
+        return None
+    if norm.args[1] is None or norm.args[1] not in _ancestors(before.args[1]):  # a division of the user's own
         return None
     convolution: Any = before.args[0]
     weight: Any = convolution.args[1]
     scaled = weight.all_input_nodes[0] if weight.op == "call_module" else weight  # behind fake quantization
     return convolution, scaled, bias
+
+
+def _ancestors(node: Any) -> set[Node]:
+    """All nodes that a node depends on."""
+    found: set[Node] = set()
+    waiting = list(node.all_input_nodes) if isinstance(node, Node) else []
+    while waiting:
+        one = waiting.pop()
+        waiting += [other for other in one.all_input_nodes if other not in found]
+        found.add(one)
+    return found
 
 
 def _fold(program: GraphModule, norm: Node, convolution: Node, scaled: Node, bias: Node | None) -> None:

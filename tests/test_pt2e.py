@@ -177,3 +177,30 @@ def test_a_division_before_batch_norm_is_not_taken_for_torchaos(recipe):
     result = execute(Task(), recipe)
     with torch.no_grad():
         assert sqnr_db(net.eval()(*result.example), result.model(*result.example)) > 25
+
+
+class Attending(nn.Module):
+    """torch's attention computes with the weight of a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(36, 4)
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].flatten(1))
+
+
+def test_layers_inside_of_attention_have_their_own_names_and_overrides():
+    class Task(Tiny):
+        def model(self):
+            torch.manual_seed(0)
+            return Attending()
+
+    result = execute(Task(), STATIC)
+    assert dtypes(result) == dict.fromkeys(("attention", "attention.out_proj", "head"), "int8")
+    assert result.float_layers == result.warnings == ()
+    kept = execute(Task(), STATIC.keeping_float("attention.out_proj"))
+    assert dtypes(kept)["attention.out_proj"] == "float32"
+    assert kept.float_layers == ("attention.out_proj",)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import Graph, Node
 
 from qtrack.backends.assignment import UserModule
@@ -37,22 +38,6 @@ FIXED = {
     "tanh": (2 / 256, 128),
 }
 """Scale and zero-point of functions whose range is known."""
-MOVES = {
-    *("relu", "hardtanh", "clamp", "max_pool1d", "max_pool2d", "max_pool3d", "flatten", "reshape", "view"),
-    *(
-        "permute",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "unflatten",
-        "slice",
-        "select",
-        "dropout",
-        "contiguous",
-    ),
-    *("clone", "expand", "detach", "chunk", "split"),
-}
-"""Functions that add no error of their own: they move quantized values or cut them off."""
 FUSED_ACTIVATIONS = {"relu", "hardtanh"}
 
 
@@ -104,6 +89,21 @@ def layers_of(graph: Graph, modules: Mapping[str, UserModule]) -> list[Layer]:
 
 def _is_module(place: Module | Call | None, name: str) -> bool:
     return isinstance(place, Module) and place.name == name
+
+
+def name_after_weights(graph: Graph, model: nn.Module) -> None:
+    """Let an operator count as that module's whose weight it takes, also where another's code calls it.
+
+    MultiheadAttention computes with the weight of its ``out_proj`` without calling it.
+    """
+    modules = dict(model.named_modules())
+    for node in graph.nodes:
+        weight = _arguments(node, function_of(node))[1] if function_of(node) in WEIGHTED else None
+        owner = str(weight.target).rpartition(".")[0] if weight is not None else ""
+        if owner in modules and owner not in _module_paths(node):
+            kind = type(modules[owner])
+            entry = owner, f"{kind.__module__}.{kind.__qualname__}"
+            node.meta["nn_module_stack"] = {**(node.meta.get("nn_module_stack") or {}), owner: entry}
 
 
 def computed_from(node: Node) -> Node:
@@ -183,9 +183,15 @@ def _named(
         Module(path, modules[path].type) for path in paths if path in modules and path
     )
     innermost = paths[-1] if paths else ""
-    if innermost in modules and hasattr(torch.nn, modules[innermost].type):
+    if innermost in modules and _is_torchs(node):
         return innermost, modules[innermost].type, lineage
     return (f"{innermost}.{function}" if innermost else function), function, lineage
+
+
+def _is_torchs(node: Node) -> bool:
+    """Was the node met in code of a module of torch's own, which is a layer as a whole?"""
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    return bool(stack) and "torch.nn.modules." in str(list(stack.values())[-1][1])
 
 
 def _module_paths(node: Node) -> list[str]:

@@ -14,9 +14,10 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
 from qtrack.backends import load_backend
-from qtrack.backends.aten import FUSED_ACTIVATIONS, MOVES, WEIGHTED, function_of, is_conversion
+from qtrack.backends.aten import FUSED_ACTIVATIONS, WEIGHTED, function_of, is_conversion
 from qtrack.backends.capabilities import CAPABILITIES, faults, has_engines
 from qtrack.backends.engines import default_engine, using_engine
+from qtrack.backends.moves import moves_data
 from qtrack.errors import BackendError
 from qtrack.numerics import compare
 from qtrack.recipe import Dynamic, Float16, Recipe, Static, WeightOnly, WeightSpec
@@ -270,7 +271,7 @@ def _made_in_export(program: GraphModule) -> str:
     if function_of(last) in FUSED_ACTIVATIONS and function_of(before) in WEIGHTED:
         return "fused"
     both_sides = is_conversion(before) and any(map(is_conversion, last.users))
-    return "passes" if both_sides and function_of(last) in MOVES else "float"
+    return "passes" if both_sides and moves_data(function_of(last)) else "float"
 
 
 class _Outputs(Interpreter):

@@ -22,7 +22,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, some, user_modules
-from qtrack.backends.aten import Layer, layers_of
+from qtrack.backends.aten import Layer, layers_of, name_after_weights
 from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.messages import first_line
 from qtrack.backends.pt2e_graph import (
@@ -60,6 +60,7 @@ class Pt2eBackend:
         training = recipe.training is not None
         program = exported(copy.deepcopy(model).train(training), example)
         modules = user_modules(model)
+        name_after_weights(program.graph, model)
         layers = layers_of(program.graph, modules)
         _refuse_unknown(recipe, layers)
         wanted = {layer.name: recipe.scheme_for(layer.lineage) for layer in layers}

@@ -115,9 +115,9 @@ def with_numbers(program: GraphModule) -> GraphModule:
     return program
 
 
-def keep_apart(program: GraphModule, convolutions: Collection[Node]) -> None:
-    """Hide these convolutions' BatchNorm from torchao, which would fold it into weights that stay float."""
-    for node in convolutions:
+def keep_apart(program: GraphModule, layers: Collection[Node]) -> None:
+    """Hide what follows these layers from torchao, which would fold it into weights that stay float."""
+    for node in layers:
         users = list(node.users)
         with program.graph.inserting_after(node):
             guard = program.graph.call_function(torch.ops.aten.alias.default, (node,))

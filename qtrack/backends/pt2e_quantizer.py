@@ -29,7 +29,6 @@ from qtrack.backends.assignment import UserModule
 from qtrack.backends.aten import (
     COMPUTES,
     FIXED,
-    MOVES,
     SHARES,
     TRANSPOSED,
     Layer,
@@ -37,6 +36,7 @@ from qtrack.backends.aten import (
     is_floating,
     layers_of,
 )
+from qtrack.backends.moves import moves_data
 from qtrack.backends.pt2e_graph import no_longer_apart
 from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Static, WeightOnly, WeightSpec
 
@@ -77,7 +77,7 @@ class RecipeQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         for node in model.graph.nodes:
             if node in layers:
                 self._annotate(layers[node], self.schemes[layers[node].name])
-            elif function_of(node) in MOVES and not _annotation(node) and _gives_integers(node.args[0]):
+            elif _only_moves(node) and not _annotation(node) and _gives_integers(node.args[0]):
                 _share(node, [node.args[0]])
         return model
 
@@ -143,6 +143,11 @@ def takes_static(layer: Layer) -> bool:
     """Can its output be quantized?"""
     known = COMPUTES | SHARES | FIXED.keys()
     return bool(layer.inputs) and (layer.function in known or layer.weight is not None)
+
+
+def _only_moves(node: Node) -> bool:
+    """Does it hand on the numbers of one tensor as another?"""
+    return moves_data(function_of(node)) and is_floating(node)
 
 
 def _annotation(node: Node) -> Any:

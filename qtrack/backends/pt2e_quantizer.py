@@ -7,14 +7,10 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torchao.quantization import pt2e
 from torchao.quantization.pt2e import (
     FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
 from torchao.quantization.pt2e.quantizer import (
@@ -37,23 +33,11 @@ from qtrack.backends.aten import (
     layers_of,
 )
 from qtrack.backends.moves import moves_data
+from qtrack.backends.observers import SCHEMES, activation_bounds, arguments_of, observer_class, weight_bounds
 from qtrack.backends.pt2e_graph import no_longer_apart
 from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Static, WeightOnly, WeightSpec
 
 ANNOTATION = "quantization_annotation"
-OBSERVERS: dict[tuple[str, str], Any] = {
-    ("min_max", "per_tensor"): MinMaxObserver,
-    ("min_max", "per_channel"): PerChannelMinMaxObserver,
-    ("moving_average", "per_tensor"): MovingAverageMinMaxObserver,
-    ("moving_average", "per_channel"): MovingAveragePerChannelMinMaxObserver,
-    ("histogram", "per_tensor"): HistogramObserver,
-}
-SCHEMES = {
-    ("per_tensor", True): torch.per_tensor_symmetric,
-    ("per_tensor", False): torch.per_tensor_affine,
-    ("per_channel", True): torch.per_channel_symmetric,
-    ("per_channel", False): torch.per_channel_affine,
-}
 
 
 class RecipeQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
@@ -107,26 +91,22 @@ class RecipeQuantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             _mark(node, {}, output if node is layer.end else None)
 
     def _activation(self, spec: ActivationSpec) -> Any:
-        levels: int = 2 ** (spec.bits - spec.reduce_range)
         qscheme = SCHEMES["per_tensor", spec.symmetric]
-        return self._spec(torch.uint8, 0, levels - 1, qscheme, spec.observer, "per_tensor", None)
+        made = self._observed(spec.observer, "per_tensor")
+        return QuantizationSpec(torch.uint8, made, *activation_bounds(spec), qscheme)
 
     def _weight(self, spec: WeightSpec, layer: Layer) -> Any:
-        half = 2 ** (spec.bits - 1)
         channels = None if spec.granularity == "per_tensor" else int(layer.function in TRANSPOSED)
         qscheme = SCHEMES[spec.granularity, spec.symmetric]
-        return self._spec(torch.int8, -half, half - 1, qscheme, spec.observer, spec.granularity, channels)
+        made = self._observed(spec.observer, spec.granularity)
+        return QuantizationSpec(torch.int8, made, *weight_bounds(spec), qscheme, channels)
 
-    def _spec(
-        self, dtype: Any, low: int, high: int, qscheme: Any, observer: Any, granularity: str, axis: int | None
-    ) -> Any:
-        arguments = {name: value for name, value in observer.model_dump().items() if name != "kind"}
-        kind = OBSERVERS[observer.kind, granularity]
-        made = kind.with_args(**arguments)
-        if self.training:
-            wrapper = FusedMovingAvgObsFakeQuantize if observer.kind == "moving_average" else FakeQuantize
-            made = wrapper.with_args(observer=kind, **arguments)
-        return QuantizationSpec(dtype, made, low, high, qscheme, axis)
+    def _observed(self, observer: Any, granularity: str) -> Any:
+        kind, arguments = observer_class(pt2e, observer, granularity), arguments_of(observer)
+        if not self.training:
+            return kind.with_args(**arguments)
+        wrapper = FusedMovingAvgObsFakeQuantize if observer.kind == "moving_average" else FakeQuantize
+        return wrapper.with_args(observer=kind, **arguments)
 
 
 DYNAMIC = QuantizationSpec(

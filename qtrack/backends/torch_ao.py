@@ -6,39 +6,29 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.ao import quantization
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats as freeze_fused_bn
 from torch.ao.quantization import (
     FakeQuantize,
     FakeQuantizeBase,
     FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
     PlaceholderObserver,
     QConfig,
 )
 
 from qtrack.backends.base import Prepared
 from qtrack.backends.messages import first_line as first_line
+from qtrack.backends.observers import (
+    SCHEMES,
+    activation_bounds,
+    arguments_of,
+    observer_class,
+    weight_bounds,
+)
 from qtrack.recipe import ActivationSpec, AnyScheme, Dynamic, Static, WeightSpec
 
 Model = TypeVar("Model", bound=nn.Module)
-OBSERVERS: dict[tuple[str, str], Any] = {
-    ("min_max", "per_tensor"): MinMaxObserver,
-    ("min_max", "per_channel"): PerChannelMinMaxObserver,
-    ("moving_average", "per_tensor"): MovingAverageMinMaxObserver,
-    ("moving_average", "per_channel"): MovingAveragePerChannelMinMaxObserver,
-    ("histogram", "per_tensor"): HistogramObserver,
-}
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SCHEMES = {
-    ("per_tensor", True): torch.per_tensor_symmetric,
-    ("per_tensor", False): torch.per_tensor_affine,
-    ("per_channel", True): torch.per_channel_symmetric,
-    ("per_channel", False): torch.per_channel_affine,
-}
 
 
 def static_qconfig(scheme: Static, *, training: bool) -> Any:
@@ -113,28 +103,26 @@ def weight_observer(spec: WeightSpec) -> Any:
 
 
 def weight_range(spec: WeightSpec) -> dict[str, Any]:
-    """Signed integers of that many bits, held in int8."""
-    half = 2 ** (spec.bits - 1)
+    """Signed integers, held in int8."""
+    low, high = weight_bounds(spec)
     qscheme = SCHEMES[spec.granularity, spec.symmetric]
-    return {"dtype": torch.qint8, "qscheme": qscheme, "quant_min": -half, "quant_max": half - 1}
+    return {"dtype": torch.qint8, "qscheme": qscheme, "quant_min": low, "quant_max": high}
 
 
 def _activation_range(spec: ActivationSpec) -> dict[str, Any]:
-    """Unsigned integers of that many bits, one fewer where the range is reduced, held in uint8."""
-    bits = spec.bits - spec.reduce_range
+    """Unsigned integers, held in uint8."""
+    low, high = activation_bounds(spec)
     qscheme = SCHEMES["per_tensor", spec.symmetric]
-    return {"dtype": torch.quint8, "qscheme": qscheme, "quant_min": 0, "quant_max": 2**bits - 1}
+    return {"dtype": torch.quint8, "qscheme": qscheme, "quant_min": low, "quant_max": high}
 
 
 def _observe(observer: Any, granularity: str, number: dict[str, Any]) -> Any:
-    return OBSERVERS[observer.kind, granularity].with_args(**number, **_arguments(observer))
+    kind = observer_class(quantization, observer, granularity)
+    return kind.with_args(**number, **arguments_of(observer))
 
 
 def _fake_quantize(observer: Any, granularity: str, number: dict[str, Any]) -> Any:
     fused = observer.kind == "moving_average"
     wrapper: Any = FusedMovingAvgObsFakeQuantize if fused else FakeQuantize
-    return wrapper.with_args(observer=OBSERVERS[observer.kind, granularity], **number, **_arguments(observer))
-
-
-def _arguments(observer: Any) -> dict[str, Any]:
-    return {name: value for name, value in observer.model_dump().items() if name != "kind"}
+    kind = observer_class(quantization, observer, granularity)
+    return wrapper.with_args(observer=kind, **number, **arguments_of(observer))

@@ -126,6 +126,25 @@ def test_dynamic_has_no_activation_scales(backend):
     }
 
 
+@backends("static")
+def test_weights_alone_are_stored_small_in_every_layer(backend):
+    assert dtypes(done(recipe(backend, "weight_only"))) == dict.fromkeys(LAYERS, "int8_weight")
+
+
+@backends("float16")
+def test_weights_are_stored_in_half_in_every_layer(backend):
+    outcome = done(settled(Recipe(backend=backend, default="float16")))
+    assert dtypes(outcome) == dict.fromkeys(LAYERS, "float16_weight")
+
+
+@backends("dynamic")
+def test_what_stays_float_is_said(backend):
+    outcome = done(recipe(backend, "dynamic"))
+    assert outcome.float_layers == ("stem", "block.conv")
+    said = f"2 layers stay float, {backend} has no dynamic kernel for: stem (Conv2d), block.conv (Conv2d)"
+    assert outcome.warnings == (said,)
+
+
 @every
 def test_a_converted_model_is_saved_and_read_back_bit_for_bit(backend, tmp_path):
     task = Tiny()

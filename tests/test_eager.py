@@ -40,20 +40,6 @@ def test_layers_run_on_integers_under_the_float_models_names():
     assert dtypes(STATIC) == {"stem": "int8", "block.conv": "int8", "head": "int8"}
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("weight_only", "int8_weight"), ("float16", "float16_weight")])
-def test_stored_small_modes_reach_every_layer_with_weights(mode, dtype):
-    assert dtypes(STATIC.with_mode(mode)) == dict.fromkeys(("stem", "block.conv", "head"), dtype)
-
-
-def test_dynamic_reaches_linear_layers_and_says_what_stays_float():
-    result = outcome(STATIC.with_mode("dynamic"))
-    assert {row.layer: row.dtype for row in result.layers}["head"] == "int8_dynamic"
-    assert result.float_layers == ("stem", "block.conv")
-    assert result.warnings == (
-        "2 layers stay float, eager has no dynamic kernel for: stem (Conv2d), block.conv (Conv2d)",
-    )
-
-
 def test_dynamic_reaches_recurrent_layers():
     task = task_of(Recurrent, (6, 6))
     assert dtypes(STATIC.with_mode("dynamic"), task) == {"rnn": "int8_dynamic", "head": "int8_dynamic"}

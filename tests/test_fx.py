@@ -50,20 +50,6 @@ def test_static_quantizes_layers_and_functions_under_the_float_models_names():
     }
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("weight_only", "int8_weight"), ("float16", "float16_weight")])
-def test_stored_small_modes_reach_every_layer_with_weights(mode, dtype):
-    assert dtypes(STATIC.with_mode(mode)) == dict.fromkeys(("stem", "block.conv", "head"), dtype)
-
-
-def test_dynamic_reaches_linear_layers_and_says_what_stays_float():
-    result = outcome(STATIC.with_mode("dynamic"))
-    assert {row.layer: row.dtype for row in result.layers}["head"] == "int8_dynamic"
-    assert result.float_layers == ("stem", "block.conv")
-    assert result.warnings == (
-        "2 layers stay float, fx has no dynamic kernel for: stem (Conv2d), block.conv (Conv2d)",
-    )
-
-
 def test_a_layer_kept_float_keeps_its_weights_exactly():
     model = outcome(STATIC.keeping_float("head")).model
     assert torch.equal(model.head.weight, Tiny().model().head.weight)

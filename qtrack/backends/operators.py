@@ -94,38 +94,33 @@ class _Weighted(nn.Module):
         return self.function(x, self.weight)
 
 
-class _Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+class _Calling(nn.Module):
+    """A layer that takes or gives more than one plain tensor, called as it needs to be."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.attention(x, x, x, need_weights=False)[0]
-        return output
-
-
-class _First(nn.Module):
-    """A recurrent layer without its last state."""
-
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.layer = layer
+        self.call = call
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.layer(x)[0]
-        return output
+        return self.call(self.layer, x)
 
 
-class _Lookup(nn.Module):
-    """Indices that depend on the input."""
+def _first(layer: Any, x: Tensor) -> Tensor:
+    """Of a recurrent layer, without its last state."""
+    output: Tensor = layer(x)[0]
+    return output
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        looked_up: Tensor = self.layer((x > 0).long())
-        return looked_up
+def _looked_up(layer: Any, x: Tensor) -> Tensor:
+    """By indices that depend on the input."""
+    rows: Tensor = layer((x > 0).long())
+    return rows
+
+
+def _attended(layer: Any, x: Tensor) -> Tensor:
+    output: Tensor = layer(x, x, x, need_weights=False)[0]
+    return output
 
 
 class _Probe(nn.Module):
@@ -181,12 +176,16 @@ def _modules() -> Iterator[Operator]:
     yield Operator("Conv3d", lambda: nn.Conv3d(4, 3, 3), VOLUME)
     yield Operator("ConvTranspose1d", lambda: nn.ConvTranspose1d(4, 4, 2), SERIES)
     yield Operator("ConvTranspose2d", lambda: nn.ConvTranspose2d(4, 4, 2), IMAGE)
-    yield Operator("LSTM", lambda: _First(nn.LSTM(8, 5, batch_first=True)), SERIES)
-    yield Operator("GRU", lambda: _First(nn.GRU(8, 5, batch_first=True)), SERIES)
-    yield Operator("LSTMCell", lambda: _First(nn.LSTMCell(8, 5)), ROWS)
-    yield Operator("MultiheadAttention", _Attention, SERIES)
-    yield Operator("Embedding", lambda: _Lookup(nn.Embedding(4, 8)), ROWS)
-    yield Operator("EmbeddingBag", lambda: _Lookup(nn.EmbeddingBag(4, 8, mode="sum")), ROWS)
+    yield Operator("LSTM", lambda: _Calling(nn.LSTM(8, 5, batch_first=True), _first), SERIES)
+    yield Operator("GRU", lambda: _Calling(nn.GRU(8, 5, batch_first=True), _first), SERIES)
+    yield Operator("LSTMCell", lambda: _Calling(nn.LSTMCell(8, 5), _first), ROWS)
+    yield Operator(
+        "MultiheadAttention",
+        lambda: _Calling(nn.MultiheadAttention(8, 2, batch_first=True), _attended),
+        SERIES,
+    )
+    yield Operator("Embedding", lambda: _Calling(nn.Embedding(4, 8), _looked_up), ROWS)
+    yield Operator("EmbeddingBag", lambda: _Calling(nn.EmbeddingBag(4, 8, mode="sum"), _looked_up), ROWS)
     yield Operator("BatchNorm2d", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), IMAGE)
     yield Operator("LayerNorm", lambda: nn.LayerNorm(8), ROWS)
     yield Operator("GroupNorm", lambda: nn.GroupNorm(2, 4), IMAGE)

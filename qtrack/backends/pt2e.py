@@ -7,24 +7,21 @@ it is, its arithmetic is float. The batch dimension stays free.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_flatten, tree_map
 from torchao.quantization.pt2e import FakeQuantizeBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, some, user_modules
 from qtrack.backends.aten import Layer, layers_of, name_after_weights
 from qtrack.backends.base import Prepared, Quantized, has_weights
-from qtrack.backends.messages import first_line
+from qtrack.backends.export import exported
+from qtrack.backends.messages import first_line, unheard
 from qtrack.backends.pt2e_graph import (
     Exported,
     batch_norm,
@@ -58,7 +55,7 @@ class Pt2eBackend:
 
     def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
         training = recipe.training is not None
-        program = exported(copy.deepcopy(model).train(training), example)
+        program = exported(copy.deepcopy(model).train(training), example).module(check_guards=False)
         modules = user_modules(model)
         name_after_weights(program.graph, model)
         layers = layers_of(program.graph, modules)
@@ -69,7 +66,7 @@ class Pt2eBackend:
         keep_apart(program, [layer.anchor for layer in layers if isinstance(schemes[layer.name], Float)])
         quantizer = RecipeQuantizer(schemes, modules, training=training)
         try:
-            with _quiet():
+            with unheard():
                 prepared = (prepare_qat_pt2e if training else prepare_pt2e)(program, quantizer)
         except Exception as cause:  # torchao, on graphs that it does not expect
             raise BackendError(f"torchao could not prepare the model: {first_line(cause)}") from cause
@@ -93,7 +90,7 @@ class Pt2eBackend:
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         details: _Details = prepared.details
         try:
-            with _quiet():
+            with unheard():
                 converted = self._converted(prepared)
                 reference = in_float(copy.deepcopy(converted))
                 fold(converted)
@@ -126,7 +123,7 @@ class Pt2eBackend:
         return program
 
     def reference(self, prepared: Prepared) -> nn.Module:
-        with _quiet():
+        with unheard():
             program = self._converted(prepared)
             fold(program)
             return Exported(program)
@@ -134,32 +131,6 @@ class Pt2eBackend:
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
         assert isinstance(recorded, Exported)
         return plain(recorded.program)
-
-
-def exported(model: nn.Module, example: Inputs) -> GraphModule:
-    """The model's graph, its batch dimension free; raises BackendError where torch cannot export it so."""
-    size = next(len(leaf) for leaf in tree_flatten(example)[0] if isinstance(leaf, Tensor) and leaf.dim())
-    if size < 2:
-        example = tree_map(_doubled, example)  # of a batch of one, torch would take the size for a constant
-        size = 2 * size
-    batch = torch.export.Dim("batch")
-    free = tree_map(
-        lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else None,
-        example,
-    )
-    positional, named = ((), example) if isinstance(example, dict) else (example, None)
-    shapes = free if isinstance(example, dict) else tuple(free)
-    try:
-        with _quiet():
-            program = torch.export.export(model, positional, named, dynamic_shapes=shapes, strict=False)
-            graph: GraphModule = program.module(check_guards=False)
-            return graph
-    except Exception as cause:  # torch.export raises whatever the model's code led to
-        raise BackendError(f"torch.export refuses the model: {first_line(cause)}") from cause
-
-
-def _doubled(leaf: Any) -> Any:
-    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
 
 def _refuse_unknown(recipe: Recipe, layers: Sequence[Layer]) -> None:
@@ -217,16 +188,3 @@ def _qparams(program: GraphModule, layers: list[Layer]) -> dict[str, Any]:
         for key, argument in zip(("scale", "zero_point"), layer.weight.args[1:3], strict=True):
             found[f"{layer.name}.weight.{key}"] = found.pop(str(argument.target))  # type: ignore[union-attr]
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what torch and torchao say of their own code."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)

@@ -8,7 +8,6 @@ one scale per tensor are not in the patterns of either, and stay in float arithm
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from qtrack.backends.messages import first_line, unheard
 from qtrack.backends.pt2e_graph import Exported, plain, with_numbers
 from qtrack.errors import BackendError
 
@@ -58,9 +58,9 @@ def _numbered(model: nn.Module) -> GraphModule:
 def _told(how: str) -> Iterator[None]:
     """Without what torch says of its own code, and with its exceptions as ours."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unheard():
             yield
     except Exception as cause:  # inductor raises whatever its passes led to
-        words = str(cause).strip().splitlines() or [""]
-        raise BackendError(f"the model cannot be {how}: {type(cause).__name__}: {words[0]}") from cause
+        raise BackendError(
+            f"the model cannot be {how}: {type(cause).__name__}: {first_line(cause)}"
+        ) from cause

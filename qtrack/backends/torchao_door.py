@@ -6,29 +6,23 @@ and deprecations of torch's that only torchao can mend. None of it is of use to 
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
+
+from qtrack.backends.messages import unheard
 
 STDERR = 2
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Hold back warnings, log messages and whatever a library writes to stderr past Python."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), _nowhere():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+    """The same, and whatever a library writes to stderr past Python."""
+    with unheard(), _nowhere():
+        yield
 
 
 def torchao(module: str = "torchao.quantization") -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,11 +17,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from qtrack.backends import load_backend
 from qtrack.backends.engines import using_engine
+from qtrack.backends.export import exported
 from qtrack.backends.layer_weights import is_packed
+from qtrack.backends.messages import unheard
 from qtrack.data import size_of
 from qtrack.engine.evaluation import call
 from qtrack.engine.execution import _first_batch, settled
@@ -60,12 +61,12 @@ def export_model(task: Task, recipe: Recipe, model: nn.Module, path: Path) -> Ex
     recipe = settled(recipe)
     batch = _first_batch(task)
     inputs = task.inputs(batch)
-    with using_engine(recipe.engine), torch.no_grad(), _quiet():
+    with using_engine(recipe.engine), torch.no_grad(), unheard():
         kernels = _has_kernels(recipe, model)
         written = _reference(task, recipe, model, inputs) if kernels else model
         expected = call(written.eval(), inputs, "the model refuses its example")
         with _replacing(path) as file:
-            torch.export.save(_program(written, inputs), file)
+            torch.export.save(exported(written, inputs), file)
             loaded = torch.export.load(file).module()
             if not _equal(expected, call(loaded, inputs, "the exported model refuses the example")):
                 raise BackendError("the exported model, read back, gives other outputs than before")
@@ -86,38 +87,6 @@ def _reference(task: Task, recipe: Recipe, model: nn.Module, inputs: Inputs) -> 
     return backend.reference_of(prepared, model)
 
 
-def _program(model: nn.Module, inputs: Inputs) -> Any:
-    """The exported program, its batch dimension free."""
-    inputs = _at_least_two(inputs)
-    batch, size = torch.export.Dim("batch"), size_of(inputs)
-    free = tree_map(lambda leaf: {0: batch} if _batched(leaf, size) else None, inputs)
-    positional, named = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
-    try:
-        return torch.export.export(model, positional, named, dynamic_shapes=free, strict=False)
-    except Exception as cause:  # torch.export raises whatever the model's code led to
-        raise BackendError(f"torch does not export the model: {_reason(cause)}") from cause
-
-
-def _at_least_two(inputs: Inputs) -> Inputs:
-    """Of a batch of one torch would take the size for a constant."""
-    size = size_of(inputs)
-    if size > 1:
-        return inputs
-    doubled: Inputs = tree_map(lambda leaf: torch.cat([leaf, leaf]) if _batched(leaf, size) else leaf, inputs)
-    return doubled
-
-
-def _batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
-
-
-def _reason(cause: Exception) -> str:
-    text = str(cause)
-    if "__obj_flatten__" in text:
-        return "it has packed weights, as layers in dynamic mode have them"
-    return (text.strip().splitlines() or [type(cause).__name__])[0][:300]
-
-
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file beside it that takes the path's place at the end, if all goes well."""
@@ -128,14 +97,6 @@ def _replacing(path: Path) -> Iterator[Path]:
             os.replace(file, path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what torch.export says of its own code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _equal(first: Any, second: Any) -> bool:

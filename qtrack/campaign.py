@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 
 from pydantic import ValidationError
 
+from qtrack.backends.capabilities import check
 from qtrack.data import inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
@@ -117,6 +118,7 @@ class _Campaign:
             rewritten: Recipe = self.plan.stages[spec.name](recipe, evidence, **spec.options)
         except ValidationError as cause:
             raise RecipeError(faults_of(cause, Recipe, f"stage {spec.name}")) from cause
+        check(rewritten, f"stage {spec.name}: recipe")
         return settled(rewritten)
 
     def _execute_stage(

@@ -5,14 +5,16 @@ import sys
 
 import pytest
 import yaml
+from memory import Memory
 from tiny import Tiny
 
 from qtrack import execute
 from qtrack.backends import BACKENDS, load_backend
 from qtrack.backends.capabilities import CAPABILITIES, asked, check, faults
+from qtrack.campaign import run_plan
 from qtrack.engine import settled
 from qtrack.errors import BackendUnavailable, PipelineError, RecipeError
-from qtrack.pipeline import read_plan
+from qtrack.pipeline import Pipeline, plan_of, read_plan
 from qtrack.recipe import Recipe, Training, WeightOnly, WeightSpec
 
 GROUPS = WeightOnly(weight=WeightSpec(granularity="per_group", group_size=32))
@@ -121,3 +123,10 @@ def test_the_tables_need_neither_torch_ao_nor_torchao():
 def test_training_is_a_feature():
     assert not faults(Recipe(training=Training()))
     assert faults(Recipe(backend="torchao", default="dynamic").with_weights(granularity="per_channel")) == []
+
+
+def test_a_stage_that_leads_to_what_its_backend_has_not_is_named():
+    stages = ["float", "ptq", {"backend": {"to": "torchao", "name": "packed"}}]
+    pipeline = Pipeline(name="p", task="tiny:Tiny", stages=stages)
+    with pytest.raises(RecipeError, match=r"^stage packed: recipe\.default\.mode: backend 'torchao'"):
+        run_plan(plan_of(pipeline, Tiny()), Memory())

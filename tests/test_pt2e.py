@@ -7,6 +7,7 @@ import torch
 from tiny import Tiny
 from torch import nn
 
+from qtrack.backends import load_backend
 from qtrack.backends.export import exported
 from qtrack.backends.pt2e_graph import Exported
 from qtrack.engine import execute, rebuild
@@ -204,3 +205,17 @@ def test_layers_inside_of_attention_have_their_own_names_and_overrides():
     kept = execute(Task(), STATIC.keeping_float("attention.out_proj"))
     assert dtypes(kept)["attention.out_proj"] == "float32"
     assert kept.float_layers == ("attention.out_proj",)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x.flatten(1) if x.mean() > 0 else x.flatten(1)[:, :4]
+
+
+def test_a_model_that_cannot_be_exported_is_one_line_with_the_backend_that_takes_it(capfd):
+    with pytest.raises(BackendError) as raised:
+        load_backend("pt2e").prepare(Branching(), STATIC, (torch.randn(4, 1, 6, 6),))
+    assert str(raised.value).startswith("torch does not export the model: ")
+    assert str(raised.value).endswith("; backend eager takes any forward()")
+    assert len(str(raised.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")

@@ -10,7 +10,7 @@ from torch import nn
 
 from qtrack.backends.base import Backend, Prepared, Quantized, layers_with_weights
 from qtrack.backends.capabilities import PACKAGES, missing
-from qtrack.backends.torchao_door import hushed
+from qtrack.backends.messages import hushed
 from qtrack.errors import BackendUnavailable
 from qtrack.numerics import Pair
 from qtrack.numerics.steps import Inputs

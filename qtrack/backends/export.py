@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from qtrack.backends.messages import first_line, unheard
+from qtrack.backends.messages import first_line, hushed
 from qtrack.errors import BackendError
 from qtrack.numerics.compare import batch_size
 from qtrack.task import Inputs
@@ -21,7 +21,7 @@ def exported(model: nn.Module, inputs: Inputs) -> Any:
     free = tree_map(lambda leaf: {0: batch} if _batched(leaf, size) else None, inputs)
     positional, named = ((), inputs) if isinstance(inputs, dict) else (inputs, None)
     try:
-        with unheard():
+        with hushed():  # where it fails, torch prints the graph so far
             return torch.export.export(model, positional, named, dynamic_shapes=free, strict=False)
     except Exception as cause:  # torch.export raises whatever the model's code led to
         raise BackendError(f"torch does not export the model: {_reason(cause)}") from cause

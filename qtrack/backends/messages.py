@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
+from io import StringIO
 
+STDERR = 2
 LONGEST = 250
 """Letters of what torch says of a kernel: the rest are names of its backends."""
 
@@ -28,3 +32,29 @@ def unheard() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """The same, and whatever a library writes to stderr, by Python's (a notebook has its own) or past it."""
+    with unheard(), redirect_stderr(StringIO()), _nowhere():
+        yield
+
+
+@contextmanager
+def _nowhere() -> Iterator[None]:
+    """The file descriptor of stderr on /dev/null, where the process has one."""
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stderr.flush()
+    try:
+        kept = os.dup(STDERR)
+    except OSError:  # closed, as in a daemon
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), STDERR)
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)

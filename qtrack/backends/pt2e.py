@@ -55,7 +55,7 @@ class Pt2eBackend:
 
     def prepare(self, model: nn.Module, recipe: Recipe, example: Inputs) -> Prepared:
         training = recipe.training is not None
-        program = exported(copy.deepcopy(model).train(training), example).module(check_guards=False)
+        program = _program(copy.deepcopy(model).train(training), example)
         modules = user_modules(model)
         name_after_weights(program.graph, model)
         layers = layers_of(program.graph, modules)
@@ -131,6 +131,14 @@ class Pt2eBackend:
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
         assert isinstance(recorded, Exported)
         return plain(recorded.program)
+
+
+def _program(model: nn.Module, example: Inputs) -> GraphModule:
+    try:
+        program: GraphModule = exported(model, example).module(check_guards=False)
+    except BackendError as error:
+        raise BackendError(f"{error}; backend eager takes any forward()") from error
+    return program
 
 
 def _refuse_unknown(recipe: Recipe, layers: Sequence[Layer]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from qtrack.backends.capabilities import placed_schemes
-from qtrack.backends.messages import first_line
-from qtrack.backends.torchao_door import hushed, torchao
+from qtrack.backends.messages import first_line, hushed
+from qtrack.backends.torchao_door import torchao
 from qtrack.backends.torchao_json import faults_in
 from qtrack.errors import RecipeError
 from qtrack.recipe import AnyScheme, Dynamic, Float, Recipe, Torchao, WeightOnly, WeightSpec

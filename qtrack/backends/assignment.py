@@ -15,7 +15,7 @@ from torch import nn
 
 from qtrack.backends.base import has_weights
 from qtrack.errors import RecipeError
-from qtrack.recipe import AnyScheme, Float, Float16, Module, Recipe, Static, Torchao, WeightOnly
+from qtrack.recipe import AnyScheme, Call, Float, Float16, Module, Recipe, Static, Torchao, WeightOnly
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
@@ -172,3 +172,12 @@ def refuse_named(
         if wanted[name].mode != feasible[name].mode and holds_weights:
             asked = f"{_asked(wanted[name])} kernel for {name} ({type(module).__name__})"
             raise RecipeError(f"recipe.overrides[{i}]: {recipe.backend} has no {asked}")
+
+
+def refuse_unmatched(recipe: Recipe, calls: Sequence[Call]) -> None:
+    """An override that names a function, or one call, is for one that there is."""
+    for i, override in enumerate(recipe.overrides):
+        if override.names_calls and not any(map(override.matches, calls)):
+            known = dict.fromkeys(call.function if override.function else call.name for call in calls)
+            there = some(list(known)) or "none"
+            raise RecipeError(f"recipe.overrides[{i}]: {override} matches no call; there are {there}")

@@ -8,7 +8,7 @@ number in torch.ao: where an override is for some calls of a method and not for 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.ao.quantization import QConfigMapping
 from torch.ao.quantization.backend_config import ObservationType, get_native_backend_config
 from torch.fx import GraphModule, Node
 
-from qtrack.backends.assignment import some
+from qtrack.backends.assignment import refuse_unmatched
 from qtrack.backends.fx_pairing import Names
 from qtrack.errors import RecipeError
 from qtrack.recipe import AnyScheme, Call, Float, Module, Override, Recipe, Static
@@ -68,7 +68,7 @@ def add_overrides(
     The result is the nodes that are to run in float.
     """
     wanted = [_override(call, recipe, lineages) for call in calls]
-    _refuse_unmatched(recipe, calls)
+    refuse_unmatched(recipe, [call.call for call in calls])
     for call, override in zip(calls, wanted, strict=True):
         if override is None:
             continue
@@ -109,17 +109,6 @@ def _override(
     """The last that matches, if it is one that names calls."""
     found = recipe.override_for((*lineages.get(call.scope, ()), call.call))
     return found if found is not None and found.names_calls else None
-
-
-def _refuse_unmatched(recipe: Recipe, calls: list[FunctionCall]) -> None:
-    for i, override in enumerate(recipe.overrides):
-        if override.names_calls and not any(override.matches(call.call) for call in calls):
-            there = some(list(dict.fromkeys(_of_its_kind(override, calls)))) or "none"
-            raise RecipeError(f"recipe.overrides[{i}]: {override} matches no call; there are {there}")
-
-
-def _of_its_kind(override: Override, calls: list[FunctionCall]) -> Iterator[str]:
-    yield from (call.call.function if override.function else call.call.name for call in calls)
 
 
 def _refuse_some(

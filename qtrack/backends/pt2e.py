@@ -7,7 +7,7 @@ it is, its arithmetic is float. The batch dimension stays free.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e import FakeQuantizeBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, some, user_modules
+from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, refuse_unmatched, user_modules
 from qtrack.backends.aten import Layer, layers_of, name_after_weights
 from qtrack.backends.base import Prepared, Quantized, has_weights
 from qtrack.backends.export import exported
@@ -35,7 +35,7 @@ from qtrack.backends.pt2e_graph import (
 )
 from qtrack.backends.pt2e_pairing import pair_exports
 from qtrack.backends.pt2e_quantizer import ANNOTATION, RecipeQuantizer, takes_static
-from qtrack.errors import BackendError, RecipeError
+from qtrack.errors import BackendError
 from qtrack.recipe import AnyScheme, Call, Dynamic, Float, Recipe, Static, WeightOnly
 from qtrack.task import Inputs
 
@@ -59,7 +59,8 @@ class Pt2eBackend:
         modules = user_modules(model)
         name_after_weights(program.graph, model)
         layers = layers_of(program.graph, modules)
-        _refuse_unknown(recipe, layers)
+        places = [place for layer in layers for place in layer.lineage]
+        refuse_unmatched(recipe, [place for place in places if isinstance(place, Call)])
         wanted = {layer.name: recipe.scheme_for(layer.lineage) for layer in layers}
         schemes = {layer.name: _feasible(layer, wanted[layer.name]) for layer in layers}
         assignment = _assignment(model, recipe, schemes)
@@ -139,15 +140,6 @@ def _program(model: nn.Module, example: Inputs) -> GraphModule:
     except BackendError as error:
         raise BackendError(f"{error}; backend eager takes any forward()") from error
     return program
-
-
-def _refuse_unknown(recipe: Recipe, layers: Sequence[Layer]) -> None:
-    """An override that names a function or a call is for one that there is."""
-    calls = [place for layer in layers for place in layer.lineage if isinstance(place, Call)]
-    for i, override in enumerate(recipe.overrides):
-        if override.names_calls and not any(override.matches(call) for call in calls):
-            known = some([call.name for call in calls]) or "none"
-            raise RecipeError(f"recipe.overrides[{i}]: {override} matches no call; there are {known}")
 
 
 def _feasible(layer: Layer, scheme: AnyScheme) -> AnyScheme:

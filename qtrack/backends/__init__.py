@@ -7,12 +7,15 @@ from contextlib import nullcontext
 from importlib import import_module
 
 from torch import nn
+from torch.fx import GraphModule
 
 from qtrack.backends.base import Backend, Prepared, Quantized, layers_with_weights
 from qtrack.backends.capabilities import PACKAGES, missing
 from qtrack.backends.messages import hushed
 from qtrack.errors import BackendUnavailable
 from qtrack.numerics import Pair
+from qtrack.numerics.graph import Program
+from qtrack.numerics.hooks import HookedModel
 from qtrack.numerics.steps import Inputs
 
 BACKENDS = {
@@ -43,11 +46,19 @@ def pair_models(float_model: nn.Module, quantized: Sequence[nn.Module], example:
     return pair(float_model, quantized, example)
 
 
+def emulated_pair(reference: nn.Module, pair: Pair) -> Pair:
+    """The pair with the reference form of the quantized network in place of the float one."""
+    graph = getattr(reference, "program", reference)  # an export holds its graph inside
+    runner = Program(graph) if isinstance(graph, GraphModule) else HookedModel(reference)
+    return Pair(runner, pair.actual, pair.sites)
+
+
 __all__ = [
     "BACKENDS",
     "Backend",
     "Prepared",
     "Quantized",
+    "emulated_pair",
     "layers_with_weights",
     "load_backend",
     "pair_models",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from qtrack.numerics import Pair
 from qtrack.recipe import Recipe
 from qtrack.task import Inputs
+
+Side = Literal["weights", "activations"]
+BOTH: tuple[Side, ...] = ("weights", "activations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +84,11 @@ class Backend(Protocol):
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         """The model on the engine's integer kernels; ``prepared`` itself is left as it is."""
 
-    def reference(self, prepared: Prepared) -> nn.Module:
-        """The unlowered model that emulates the integer arithmetic in float."""
+    def reference(self, prepared: Prepared, sides: Collection[Side] = BOTH) -> nn.Module:
+        """The unlowered model that emulates the integer arithmetic in float, or one side of it alone.
+
+        Raises BackendError where the backend has no such form.
+        """
 
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
         """The same with the scales and parameters of a recorded model, in operators that torch exports."""

@@ -27,7 +27,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from qtrack.backends.assignment import Assignment, assign, some, torchs_own
-from qtrack.backends.base import Prepared, Quantized, holds_weights
+from qtrack.backends.base import BOTH, Prepared, Quantized, Side, holds_weights
 from qtrack.backends.eager_graph import Traced, chains, traced
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.eager_reference import emulated
@@ -90,8 +90,7 @@ class EagerBackend:
 
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         details: _Details = prepared.details
-        trained = prepared.recipe.training is not None
-        reference = without_quantization(copy.deepcopy(prepared.model if trained else details.fused))
+        reference = _in_float(prepared)
         try:
             with quiet():
                 converted = self._converted(prepared)
@@ -117,22 +116,29 @@ class EagerBackend:
         finish(converted, schemes)
         return converted
 
-    def reference(self, prepared: Prepared) -> nn.Module:
+    def reference(self, prepared: Prepared, sides: Collection[Side] = BOTH) -> nn.Module:
         with quiet():
-            return self._emulated(prepared, self._converted(prepared))
+            return self._emulated(prepared, self._converted(prepared), sides)
 
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
-        return self._emulated(prepared, recorded)
+        return self._emulated(prepared, recorded, BOTH)
 
-    def _emulated(self, prepared: Prepared, kernels: nn.Module) -> nn.Module:
+    def _emulated(self, prepared: Prepared, kernels: nn.Module, sides: Collection[Side]) -> nn.Module:
         details: _Details = prepared.details
         dynamic = [n for n, scheme in details.assignment.schemes.items() if isinstance(scheme, Dynamic)]
         if dynamic:
             raise BackendError(f"layers in dynamic mode have no reference form: {some(dynamic)}")
         try:
-            return emulated(details.fused, kernels)
+            twin = copy.deepcopy(details.fused).eval() if "weights" in sides else _in_float(prepared)
+            return emulated(twin, kernels, sides)
         except Exception as cause:  # a record of another model
             raise BackendError(f"the model has no reference form: {first_line(cause)}") from cause
+
+
+def _in_float(prepared: Prepared) -> nn.Module:
+    """The fused float model, as trained where it was."""
+    trained = prepared.recipe.training is not None
+    return without_quantization(copy.deepcopy(prepared.model if trained else prepared.details.fused))
 
 
 def _place(

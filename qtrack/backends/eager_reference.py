@@ -8,6 +8,7 @@ quantization with recorded scales.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.ao.nn import quantized as nnq
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from qtrack.backends.base import Side
 from qtrack.backends.weights import weighted
 
 FULL_RANGE = (0, 255)
@@ -40,36 +42,43 @@ class Rounded(nn.Module):
         return (steps.clamp(*FULL_RANGE) - self.zero_point) * self.scale
 
 
-def emulated(fused: nn.Module, kernels: nn.Module) -> nn.Module:
-    """The fused float model with the scales and parameters of a quantized one."""
-    reference = copy.deepcopy(fused).eval()
+def emulated(reference: nn.Module, kernels: nn.Module, sides: Collection[Side]) -> nn.Module:
+    """The fused float model with the scales and parameters of a quantized one; changes the model."""
     done: list[str] = []
     for name, kernel in kernels.named_modules():
         if any(name.startswith(f"{above}.") for above in done) or not name:
             continue
         if ".quantized" in type(kernel).__module__:
-            reference.set_submodule(name, _emulation(reference.get_submodule(name), kernel))
+            reference.set_submodule(name, _emulation(reference.get_submodule(name), kernel, sides))
             done.append(name)
         elif is_parametrized(kernel) or not any(True for _ in kernel.children()):
-            reference.set_submodule(name, copy.deepcopy(kernel))
+            if "weights" in sides:
+                reference.set_submodule(name, copy.deepcopy(kernel))
             done.append(name)
     return reference
 
 
-def _emulation(twin: nn.Module, kernel: Any) -> nn.Module:
+def _emulation(twin: nn.Module, kernel: Any, sides: Collection[Side]) -> nn.Module:
     """What does the same as a kernel in float; ``twin`` is what the kernel was made of."""
     if isinstance(kernel, nnq.QFunctional):
-        twin.activation_post_process = Rounded(nn.Identity(), kernel.scale, kernel.zero_point)
+        twin.activation_post_process = _rounded(nn.Identity(), kernel, sides)
         return twin
     if isinstance(kernel, nnq.Quantize):
-        return Rounded(nn.Identity(), float(kernel.scale), int(kernel.zero_point))
+        return _rounded(nn.Identity(), kernel, sides)
     if isinstance(kernel, nnq.DeQuantize):
         return nn.Identity()
     if callable(getattr(kernel, "weight", None)):
-        _take(twin, kernel)
+        if "weights" in sides:
+            _take(twin, kernel)
     else:
         twin.load_state_dict({n: v for n, v in kernel.state_dict().items() if n in twin.state_dict()})
-    return Rounded(twin, float(kernel.scale), int(kernel.zero_point)) if hasattr(kernel, "scale") else twin
+    return _rounded(twin, kernel, sides) if hasattr(kernel, "scale") else twin
+
+
+def _rounded(module: nn.Module, kernel: Any, sides: Collection[Side]) -> nn.Module:
+    """The module with its output as the kernel rounds it, where activations are to be."""
+    rounds = "activations" in sides
+    return Rounded(module, float(kernel.scale), int(kernel.zero_point)) if rounds else module
 
 
 def _take(twin: nn.Module, kernel: Any) -> None:

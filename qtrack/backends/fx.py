@@ -7,7 +7,7 @@ the override that names them, else the default scheme, or the module around them
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -23,12 +23,12 @@ from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_f
 from torch.fx import GraphModule
 
 from qtrack.backends.assignment import RECURRENT, Assignment, assign, lineages_of, some, torchs_own
-from qtrack.backends.base import Prepared, Quantized, has_weights, holds_weights
+from qtrack.backends.base import BOTH, Prepared, Quantized, Side, has_weights, holds_weights
 from qtrack.backends.engines import quiet
 from qtrack.backends.finishing import finish
 from qtrack.backends.fx_functions import add_overrides, calls_in, hold_float
 from qtrack.backends.fx_pairing import Names, pair_graphs, qparams_of
-from qtrack.backends.fx_reference import recorded_reference, take_parameters
+from qtrack.backends.fx_reference import one_sided, recorded_reference, take_parameters
 from qtrack.backends.fx_tracing import explain, untraceable
 from qtrack.backends.torch_ao import (
     fake_quantize,
@@ -98,10 +98,12 @@ class FxBackend:
         floats = tuple(s.layer for s in pair.sites if not s.quantized and holds_weights(converted, s.layer))
         return Quantized(converted, pair, qparams_of(converted), floats, details.stays_float(floats, "fx"))
 
-    def reference(self, prepared: Prepared) -> nn.Module:
+    def reference(self, prepared: Prepared, sides: Collection[Side] = BOTH) -> nn.Module:
         with quiet():
-            reference: nn.Module = convert_to_reference_fx(_copy(prepared.model).eval())
-        return reference
+            reference: GraphModule = convert_to_reference_fx(_copy(prepared.model).eval())
+            if "weights" in sides:
+                finish(reference, prepared.details.schemes)
+            return one_sided(reference, sides)
 
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
         details: Assignment = prepared.details

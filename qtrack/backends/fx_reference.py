@@ -8,19 +8,24 @@ goes by which name is found out by converting once with a scale of its own for e
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FixedQParamsFakeQuantize, FixedQParamsObserver
 from torch.ao.quantization.quantize_fx import _convert_to_reference_decomposed_fx, convert_fx
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
+from qtrack.backends.base import Side
 from qtrack.errors import BackendError
 
 CONSTANT = (FixedQParamsObserver, FixedQParamsFakeQuantize)
 OBSERVER = "activation_post_process_"
+CONVERSIONS = (
+    *(torch.quantize_per_tensor, torch.quantize_per_channel, torch.quantize_per_tensor_dynamic),
+    "dequantize",
+)
 FULL_RANGE = (0, 255)
 """What the kernels saturate at, also where observers were told of fewer bits."""
 _Qparams = tuple[Tensor, Tensor]
@@ -52,6 +57,28 @@ def take_parameters(reference: nn.Module, recorded: nn.Module) -> None:
         if name not in state or state[name].shape != value.shape:
             raise BackendError(f"the record has no {name} to build the reference form of the model with")
         value.copy_(state[name])
+
+
+def one_sided(reference: GraphModule, sides: Collection[Side]) -> GraphModule:
+    """A reference form with these sides on integers and the others in float; changes the model."""
+    for node in list(reference.graph.nodes):
+        if node.target in CONVERSIONS and _side(node) not in sides:
+            node.replace_all_uses_with(node.args[0])
+            reference.graph.erase_node(node)
+    if "weights" not in sides:
+        for module in reference.modules():
+            if hasattr(module, "weight_qscheme"):
+                module.weight_qscheme = None  # type: ignore[assignment]  # torch.ao's word for: leave it
+    reference.recompile()
+    return reference
+
+
+def _side(node: Node) -> Side:
+    """Weights that a function takes are converted in the graph."""
+    source: Any = node
+    while source.target in CONVERSIONS:
+        source = source.args[0]
+    return "weights" if source.op == "get_attr" else "activations"
 
 
 def _recorded_qparams(prepared: GraphModule, state: Mapping[str, Any]) -> dict[str, _Qparams]:

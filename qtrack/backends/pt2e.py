@@ -7,7 +7,7 @@ it is, its arithmetic is float. The batch dimension stays free.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 
 from qtrack.backends.assignment import Assignment, lineages_of, refuse_named, refuse_unmatched, user_modules
 from qtrack.backends.aten import Layer, layers_of, name_after_weights
-from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.base import BOTH, Prepared, Quantized, Side, has_weights
 from qtrack.backends.export import exported
 from qtrack.backends.messages import first_line, unheard
 from qtrack.backends.pt2e_graph import (
@@ -123,9 +123,9 @@ class Pt2eBackend:
         hold_scales(program)
         return program
 
-    def reference(self, prepared: Prepared) -> nn.Module:
+    def reference(self, prepared: Prepared, sides: Collection[Side] = BOTH) -> nn.Module:
         with unheard():
-            program = self._converted(prepared)
+            program = in_float(self._converted(prepared), [side for side in BOTH if side not in sides])
             fold(program)
             return Exported(program)
 

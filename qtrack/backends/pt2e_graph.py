@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from torchao.quantization.pt2e.constant_fold import constant_fold
 
 from qtrack.backends.aten import function_of
+from qtrack.backends.base import BOTH, Side
 
 QDQ = torch.ops.quantized_decomposed
 WITH_TENSORS = {
@@ -224,14 +225,18 @@ def value_of(program: GraphModule, node: Any) -> Any:
     return node.target(*map_arg(node.args, lambda one: value_of(program, one)))
 
 
-def in_float(program: GraphModule) -> GraphModule:
-    """Without any conversion: what the float model computes, BatchNorm folded; changes the program."""
+def in_float(program: GraphModule, sides: Collection[Side] = BOTH) -> GraphModule:
+    """Without conversions on these sides: what the float model computes, BatchNorm folded.
+
+    Changes the program.
+    """
     for node in list(program.graph.nodes):
         if str(node.target).startswith("quantized_decomposed.dequantize"):
             source = node.args[0]
             while isinstance(source, Node) and str(source.target).startswith("quantized_decomposed.quantize"):
                 source = source.args[0]
-            node.replace_all_uses_with(source)
+            if ("weights" if _is_held(source) else "activations") in sides:
+                node.replace_all_uses_with(source)
     program.graph.eliminate_dead_code()
     program.recompile()
     return program

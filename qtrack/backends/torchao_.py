@@ -8,7 +8,7 @@ IntX keeps weights of fewer than eight bits in a byte each, so they are coarser 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qtrack.backends.assignment import Assignment, assign, some
-from qtrack.backends.base import Prepared, Quantized, has_weights
+from qtrack.backends.base import BOTH, Prepared, Quantized, Side, has_weights
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.layer_weights import is_packed, stored_as
 from qtrack.backends.messages import first_line
@@ -70,8 +70,11 @@ class TorchaoBackend:
         qparams = {k: v for name, m in converted.named_modules() for k, v in _qparams(name, m)}
         return Quantized(converted, pair, qparams, floats, details.assignment.stays_float(floats, "torchao"))
 
-    def reference(self, prepared: Prepared) -> nn.Module:
-        return self.reference_of(prepared, _packed(prepared))
+    def reference(self, prepared: Prepared, sides: Collection[Side] = BOTH) -> nn.Module:
+        if "weights" not in sides:
+            raise BackendError("torchao measures activations inside of its kernels: they have no form alone")
+        packed = _packed(prepared)
+        return self.reference_of(prepared, packed) if "activations" in sides else _in_float(packed)
 
     def reference_of(self, prepared: Prepared, recorded: nn.Module) -> nn.Module:
         """Integers times scales as float weights: a file with torchao's tensors would need torchao."""
@@ -79,11 +82,16 @@ class TorchaoBackend:
         dynamic = [name for name, m in packed.items() if str(stored_as(m)).endswith("dynamic")]
         if dynamic:
             raise BackendError(f"layers in dynamic mode have no reference form: {some(dynamic)}")
-        reference = copy.deepcopy(recorded).eval()
-        for name in packed:
-            layer = reference.get_submodule(name)
+        return _in_float(recorded)
+
+
+def _in_float(packed: nn.Module) -> nn.Module:
+    """A copy whose weights are integers times scales, as floats."""
+    model = copy.deepcopy(packed).eval()
+    for layer in model.modules():
+        if is_packed(getattr(layer, "weight", None)):
             layer.weight = nn.Parameter(_weight(layer).dequantize(), requires_grad=False)
-        return reference
+    return model
 
 
 def _paired(prepared: Prepared, converted: nn.Module, example: Inputs) -> Pair:

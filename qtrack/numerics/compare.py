@@ -196,7 +196,7 @@ class _Tally:
             self.worst = heapq.nlargest(WORST_SAMPLES, [*self.worst, *ranked])
 
     def _add_own(self, start: Step, actual: Step, references: list[Reference], batch: _Batch) -> None:
-        replayed = actual.rerun(_as_fed(start.inputs, actual.inputs))
+        replayed = actual.rerun(as_fed(start.inputs, actual.inputs))
         for reference, value in zip(references, tensors_in(replayed), strict=True):
             self.own.add(reference, value, batch.position)
 
@@ -268,7 +268,7 @@ def _noise_over_signal(noise: NDArray[np.float64], signal: NDArray[np.float64]) 
         return np.where(noise == 0, 0.0, noise / signal)
 
 
-def _as_fed(floats: tuple[Tensor, ...], actual: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def as_fed(floats: tuple[Tensor, ...], actual: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The float network's inputs in the type of the real ones, with their scale and zero-point.
 
     A function's weights come after what it works on, and where they are packed into the kernel it takes none.

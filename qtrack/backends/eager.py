@@ -13,8 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.ao.quantization import (
     convert,
     fuse_modules,
@@ -24,17 +23,17 @@ from torch.ao.quantization import (
     propagate_qconfig_,
 )
 from torch.fx import Node
-from torch.utils._pytree import tree_flatten
 
 from qtrack.backends.assignment import Assignment, assign, some, torchs_own
 from qtrack.backends.base import BOTH, Prepared, Quantized, Side, holds_weights
-from qtrack.backends.eager_graph import Traced, chains, traced
+from qtrack.backends.eager_graph import chains
 from qtrack.backends.eager_pairing import pair_modules
 from qtrack.backends.eager_reference import emulated
-from qtrack.backends.eager_stubs import Ends, has_stubs, place, respect
+from qtrack.backends.eager_stubs import STUBS, Ends, has_stubs, place, respect
 from qtrack.backends.engines import quiet
 from qtrack.backends.finishing import finish
 from qtrack.backends.fx_pairing import qparams_of
+from qtrack.backends.sameness import computes_the_same
 from qtrack.backends.torch_ao import (
     fake_quantize,
     first_line,
@@ -42,12 +41,10 @@ from qtrack.backends.torch_ao import (
     observe,
     without_quantization,
 )
+from qtrack.backends.tracing import Traced, traced
 from qtrack.errors import BackendError
 from qtrack.recipe import AnyScheme, Dynamic, Float, Recipe, Static
 from qtrack.task import Inputs
-
-SAME = 1e-3
-"""How far a fused model may be from the float one, as a share of the largest output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +149,7 @@ def _place(
     """Fuse, and put stubs where there are none; the result is the names of the wrappers."""
     plan: list[tuple[Traced, Ends]] = []
     held: dict[str, AnyScheme] = {}
-    for part in list(traced(model)):
+    for part in list(traced(model, leaves=STUBS)):
         fused, left = _chains(part, schemes, closed, training=training)
         for chain in fused:
             names = [part.name(node) for node in chain]
@@ -197,23 +194,13 @@ def _observe(model: nn.Module, *, training: bool) -> nn.Module:
 def _check_same(model: nn.Module, placed: nn.Module, example: Inputs) -> None:
     """Raise BackendError where wrapping and fusing changed what the float model computes."""
     training = placed.training
-    with torch.no_grad():
-        expected, found = _run(model.eval(), example), _run(copy.deepcopy(placed).eval(), example)
+    same = computes_the_same(model, copy.deepcopy(placed), example)
     placed.train(training)
-    for one, other in zip(expected, found, strict=True):
-        if not torch.allclose(one, other, rtol=SAME, atol=SAME * float(one.abs().max()), equal_nan=True):
-            raise BackendError(
-                "the model with its layers fused gives other outputs than the float one: are layers called "
-                "from outside of the module that they stand in?"
-            )
-
-
-def _run(model: nn.Module, example: Inputs) -> list[Tensor]:
-    """All tensors of the output; chance is the same each time, and none is taken from the user's."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        output: Any = model(**example) if isinstance(example, dict) else model(*example)
-    return [leaf.float() for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+    if not same:
+        raise BackendError(
+            "the model with its layers fused gives other outputs than the float one: are layers called "
+            "from outside of the module that they stand in?"
+        )
 
 
 def _explained(cause: Exception) -> str:

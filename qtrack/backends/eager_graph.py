@@ -1,21 +1,18 @@
-"""What of a model's forward() can be known without running it: which modules feed which.
+"""What eager mode may know of a model's forward(), from the parts of it that can be traced.
 
-The largest modules that torch.fx can trace are traced, each by itself; around them and inside those that it
-cannot, nothing is known. torch's own modules are not looked into, as torch.ao does in FX mode.
+What torch.ao can fuse, and what hands integers on from layer to layer.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from torch import nn
-from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.ao.quantization.fuser_method_mappings import get_fuser_method
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from qtrack.backends.fx_tracing import Trail
 from qtrack.backends.torch_ao import TRANSPOSED
+from qtrack.backends.tracing import Traced
 from qtrack.recipe import bare_name
 
 HEADS = (
@@ -36,47 +33,6 @@ PASSES = (
 )
 PASSING_FUNCTIONS = ("flatten", "max_pool2d", "relu")
 """What hands quantized values on as they are, or cuts them off."""
-
-
-class Traced:
-    """One part of a model and what happens in it."""
-
-    def __init__(self, prefix: str, model: nn.Module, graph: Graph) -> None:
-        self.prefix = prefix
-        self.model = model
-        self.graph = graph
-        self.calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-
-    def name(self, node: Node) -> str:
-        """The module's name in the whole model."""
-        return f"{self.prefix}.{node.target}" if self.prefix else str(node.target)
-
-    def once(self, node: Node) -> nn.Module | None:
-        """The module that a node calls, if it is called nowhere else."""
-        if node.op != "call_module" or self.calls[str(node.target)] != 1:
-            return None
-        return self.model.get_submodule(str(node.target))
-
-
-def traced(model: nn.Module, prefix: str = "") -> Iterator[Traced]:
-    """The parts of a model that can be traced, those inside of what cannot among them."""
-    left: list[str] = []
-    while True:
-        tracer = Trail(left, [QuantStub, DeQuantStub])
-        try:
-            graph = tracer.trace(model)
-        except Exception:  # torch.fx raises whatever the model's code led to
-            if not tracer.path or tracer.path in left:
-                left = [name for name, _ in model.named_children()]
-                break
-            left.append(tracer.path)
-            continue
-        yield Traced(prefix, model, graph)
-        break
-    for name in left:
-        child = model.get_submodule(name)
-        if any(True for _ in child.children()):
-            yield from traced(child, f"{prefix}.{name}" if prefix else name)
 
 
 def chains(part: Traced, *, training: bool) -> Iterator[list[Node]]:

@@ -21,8 +21,9 @@ from torch.ao.quantization import DeQuantStub, QuantStub, QuantWrapper
 from torch.fx import Node
 
 from qtrack.backends.base import has_weights, replace_module
-from qtrack.backends.eager_graph import HEADS, Traced, readers
+from qtrack.backends.eager_graph import HEADS, readers
 from qtrack.backends.torch_ao import layer_qconfig
+from qtrack.backends.tracing import Traced
 from qtrack.recipe import AnyScheme, Static
 
 WITHOUT_WEIGHTS = (
@@ -32,7 +33,8 @@ WITHOUT_WEIGHTS = (
 """Layers that have integer kernels of their own and no weights to quantize."""
 Ends = Mapping[Node, Node]
 """The last node of what was fused, by its first."""
-PLACED = (QuantStub, DeQuantStub, QuantWrapper)
+STUBS = (QuantStub, DeQuantStub)
+PLACED = (*STUBS, QuantWrapper)
 
 
 class Island(nn.Module):

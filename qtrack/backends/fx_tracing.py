@@ -6,7 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from torch import nn
-from torch.ao.quantization.fx.tracer import QuantizationTracer
+from torch.fx import Tracer
+
+from qtrack.backends.messages import first_line
 
 
 def untraceable(model: nn.Module, candidates: Collection[str], whole: Collection[str] = ()) -> list[str]:
@@ -22,7 +24,7 @@ def untraceable(model: nn.Module, candidates: Collection[str], whole: Collection
 
 def explain(cause: Exception, model: nn.Module, opaque: Collection[str]) -> str:
     """One line for an exception that preparing the model raised."""
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    reason = first_line(cause)
     culprit = _culprit(model, list(opaque))
     if culprit is None:
         return f"torch.ao could not prepare the model: {reason}"
@@ -39,18 +41,34 @@ def explain(cause: Exception, model: nn.Module, opaque: Collection[str]) -> str:
 
 def _culprit(model: nn.Module, opaque: list[str]) -> str | None:
     """The innermost module where tracing fails, "" for the model itself; None where the fault is another."""
-    tracer = Trail(opaque, [])
+    found = failure(model, opaque)
+    return found[0] if found else None
+
+
+def failure(model: nn.Module, opaque: Collection[str]) -> tuple[str, Exception] | None:
+    """The innermost module where tracing fails, "" for the model itself, and how; None where it does not."""
+    tracer = Trail(opaque)
     try:
         tracer.trace(model)
-    except Exception:  # the same failure again, this time with the way to it
-        return tracer.path
+    except Exception as cause:  # torch.fx raises whatever the model's code led to
+        return tracer.path, cause
     return None
 
 
-class Trail(QuantizationTracer):
-    """Remembers where it is."""
+class Trail(Tracer):
+    """Looks into what torch.ao's own tracer looks into, and remembers where it is."""
 
     path = ""
+
+    def __init__(self, whole: Collection[str], leaves: Collection[type] = ()) -> None:
+        super().__init__()
+        self.whole = whole
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
+        fused = m.__module__.startswith("torch.ao.nn")
+        return own or fused or module_qualified_name in self.whole or type(m) in self.leaves
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         before, self.path = self.path, self.path_of_module(m)

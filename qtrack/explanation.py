@@ -31,7 +31,8 @@ from qtrack.sources import NONE
 from qtrack.statistics import Scores
 
 RECIPE_PARTS = (
-    *("backend", "engine", "seed", "default", "overrides", "non_traceable", "calibration", "training"),
+    *("backend", "engine", "seed", "default", "overrides", "non_traceable", "transforms"),
+    *("calibration", "training"),
 )
 """Of ``default``, weight and activation are parts of their own where both recipes have the same mode.
 

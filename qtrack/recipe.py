@@ -99,6 +99,40 @@ def _tagged(tag: str) -> BeforeValidator:
 Observer = Annotated[MinMax | MovingAverage | Histogram, Field(discriminator="kind"), _tagged("kind")]
 
 
+class _Transform(_Tagged):
+    tag = "kind"
+
+
+class FoldBatchNorm(_Transform):
+    """BatchNorm into the layer before it, also past what does nothing in evaluation, such as Dropout."""
+
+    kind: Literal["fold_batch_norm"] = "fold_batch_norm"
+
+
+class Equalize(_Transform):
+    """Cross-layer equalization (Nagel et al. 2019, section 4.1): adjacent layers get equal channel ranges.
+
+    BatchNorm is folded first.
+    """
+
+    kind: Literal["equalize"] = "equalize"
+
+
+class CorrectBias(_Transform):
+    """Empirical bias correction (Nagel et al. 2019, section 4.2): the mean error of weights off the bias.
+
+    BatchNorm is folded first. It comes last, because what comes after it would change the weights again.
+    """
+
+    kind: Literal["correct_bias"] = "correct_bias"
+
+
+TransformKind = Literal["fold_batch_norm", "equalize", "correct_bias"]
+AnyTransform = FoldBatchNorm | Equalize | CorrectBias
+Transform = Annotated[AnyTransform, Field(discriminator="kind"), _tagged("kind")]
+LAST = "correct_bias"
+
+
 class WeightSpec(Frozen):
     """Weights: signed integers with a scale per tensor, per output channel, or per group within a channel."""
 
@@ -305,6 +339,9 @@ class Recipe(Frozen):
     non_traceable: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="exact dotted names of modules that are kept whole: not looked into, left in float"
     )
+    transforms: tuple[Transform, ...] = Field(
+        (), description="what happens to the float model first, in this order; each at most once"
+    )
     calibration: Calibration = Calibration()
     training: Training | None = None
 
@@ -319,6 +356,22 @@ class Recipe(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _transforms_fit(self) -> Self:
+        kinds = [transform.kind for transform in self.transforms]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice:
+            raise ValueError(f"transforms: {twice} stands there twice; once is enough")
+        if LAST in kinds[:-1]:
+            raise ValueError(
+                f"transforms: {LAST} must be the last: {kinds[-1]} would change the weights again"
+            )
+        if LAST in kinds and self.training:
+            raise ValueError(
+                f"transforms: {LAST} does not go with training, which moves the biases by itself"
+            )
+        return self
+
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON; equal digest means equal configuration."""
@@ -329,6 +382,10 @@ class Recipe(Frozen):
     def quantizes(self) -> bool:
         """Is any module asked to leave float?"""
         return any(scheme.mode != "float" for scheme in self.schemes())
+
+    def applies(self, kind: TransformKind) -> bool:
+        """Does the transform happen? None does where nothing is quantized."""
+        return self.quantizes and any(transform.kind == kind for transform in self.transforms)
 
     def schemes(self) -> Iterator[AnyScheme]:
         """The default, then each override's."""
@@ -347,7 +404,10 @@ class Recipe(Frozen):
         return next(matching, None)
 
     def with_mode(self, mode: Mode) -> Recipe:
-        """The whole model in this mode, weights and activations as they were if it has any; no training."""
+        """The whole model in this mode, weights and activations as they were if it has any; no training.
+
+        The transforms stay, but in float, where they would not happen.
+        """
         kept = {
             part: getattr(self.default, part)
             for part in ("weight", "activation")
@@ -355,7 +415,14 @@ class Recipe(Frozen):
         }
         if "weight" in kept and kept["weight"].observer.kind == "moving_average":
             kept["weight"] = kept["weight"].having(observer=MinMax())
-        return self.having(default=SCHEMES[mode](**kept), overrides=(), training=None)
+        transforms = () if mode == "float" else self.transforms
+        return self.having(default=SCHEMES[mode](**kept), overrides=(), training=None, transforms=transforms)
+
+    def with_transform(self, kind: TransformKind) -> Recipe:
+        """This transform after those that there are, but before the one that must be the last."""
+        if any(transform.kind == kind for transform in self.transforms):
+            return self
+        return self.having(transforms=sorted((*self.transforms, kind), key=_comes_last))
 
     def with_weights(self, **changes: Any) -> Recipe:
         """These fields of the weight specification changed, in the default and in every override."""
@@ -383,6 +450,10 @@ class Recipe(Frozen):
 
         overrides = tuple(override.having(scheme=changed(override.scheme)) for override in self.overrides)
         return self.having(default=changed(self.default), overrides=overrides)
+
+
+def _comes_last(transform: AnyTransform | str) -> bool:
+    return LAST in (transform, getattr(transform, "kind", None))
 
 
 def _weight_kind(scheme: Any) -> str | None:

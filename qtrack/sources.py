@@ -19,7 +19,7 @@ from typing import Any
 
 NONE = "none"
 OWN_FOLDER = Path(__file__).resolve().parent
-EXECUTING = ("backends", "engine", "numerics", "data.py", "recipe.py", "task.py")
+EXECUTING = ("backends", "engine", "numerics", "transforms", "data.py", "recipe.py", "task.py")
 FOREIGN = {"site-packages", "dist-packages"}
 
 

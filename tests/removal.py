@@ -43,7 +43,8 @@ def main(backend: str, mode: str) -> None:
 
     torch.set_num_threads(1)
     read_plan(Path(__file__).parents[1] / "pipelines" / "digits.yaml")
-    execute(Tiny(), Recipe(backend=backend).with_mode(mode).with_weights(granularity="per_channel"))
+    recipe = Recipe(backend=backend, transforms=("equalize", "correct_bias"))
+    execute(Tiny(), recipe.with_mode(mode).with_weights(granularity="per_channel"))
     print(json.dumps(sorted(askers)))
 
 

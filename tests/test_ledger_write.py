@@ -140,6 +140,8 @@ def test_params_are_few_and_short():
     }
     assert params_of(Recipe().with_mode("float"), 64) == {"mode": "float", "bits": "w32", "seed": "0"}
     assert params_of(Recipe().with_mode("dynamic"), 64)["bits"] == "w8a8"
+    transformed = Recipe(transforms=("equalize", "correct_bias"))
+    assert params_of(transformed, 64)["transforms"] == "equalize+correct_bias"
 
 
 def test_the_recipe_is_on_record_before_the_work_begins(ledger, client):

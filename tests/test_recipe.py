@@ -77,6 +77,7 @@ recipes = st.builds(
         choice=st.sampled_from(["first", "random", "class_balanced"]),
         seed=st.none() | st.integers(0, 99),
     ),
+    transforms=st.sampled_from([(), ("equalize",), ("equalize", "fold_batch_norm", "correct_bias")]),
 )
 
 

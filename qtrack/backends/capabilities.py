@@ -21,6 +21,8 @@ EITHER = (True, False)
 BITS = tuple(range(2, 9))
 OBSERVERS = ("min_max", "moving_average", "histogram")
 WAYS = ("layer", "glob", "type", "function", "call")
+TRANSFORMS = ("fold_batch_norm", "equalize", "correct_bias")
+"""On the float model, so that any backend will do."""
 
 
 def _weights(
@@ -46,6 +48,7 @@ TORCH_AO: Features = {
     **_activations(),
     **_weights("dynamic"),
     **_weights("weight_only"),
+    "transforms": TRANSFORMS,
     "engine": ("x86", "fbgemm", "onednn", "qnnpack"),
 }
 CAPABILITIES: dict[str, Features] = {
@@ -59,12 +62,14 @@ CAPABILITIES: dict[str, Features] = {
         **_weights("dynamic"),
         **_weights("weight_only"),
         "overrides": WAYS,
+        "transforms": TRANSFORMS,
     },
     "torchao": {
         "mode": ("dynamic", "weight_only", "torchao", "float"),
         **_weights("dynamic", ("per_channel",), ("min_max",), (8,), (True,)),
         **_weights("weight_only", ("per_channel", "per_group"), ("min_max",)),
         "overrides": ("layer", "glob", "type"),
+        "transforms": TRANSFORMS,
     },
 }
 PACKAGES = {"pt2e": "torchao", "torchao": "torchao"}
@@ -139,6 +144,8 @@ def asked(recipe: Recipe) -> Iterator[Use]:
         yield Use("training", "training", True)
     if recipe.non_traceable:
         yield Use("non_traceable", "non_traceable", True)
+    for i, transform in enumerate(recipe.transforms):
+        yield Use(f"transforms[{i}]", "transforms", transform.kind)
     yield from _of_scheme("default", recipe.default)
     for i, override in enumerate(recipe.overrides):
         yield Use(f"overrides[{i}].{override.way}", "overrides", override.way)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +24,11 @@ from qtrack.engine.training import Checkpoint, train
 from qtrack.environment import has_vnni
 from qtrack.errors import DataError, TaskError
 from qtrack.monitor import SILENT, Monitor
-from qtrack.numerics import Comparison, compare, histograms
+from qtrack.numerics import Comparison, Pair, compare, histograms
 from qtrack.outcome import Cost, Latency, Outcome
 from qtrack.recipe import Recipe, Static
 from qtrack.task import Batch, Task
+from qtrack.transforms import correct_bias, transformed
 
 WORST = 5
 """Layers whose distributions are kept for looking at."""
@@ -100,7 +103,7 @@ def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
         model = task.model().eval()
         if recipe.quantizes:
             backend = load_backend(recipe.backend)
-            prepared = backend.prepare(model, recipe, example)
+            prepared = backend.prepare(transformed(model, recipe, example), recipe, example)
             with torch.no_grad():
                 call(prepared.model.eval(), example, "the prepared model refuses its example")
             model = backend.convert(prepared, example).model
@@ -178,8 +181,27 @@ class _Execution:
     def _quantize(self, model: nn.Module) -> Quantized:
         backend = load_backend(self.recipe.backend)
         with self._phase("prepare"):
-            prepared = backend.prepare(model, self.recipe, self.example)
+            model = transformed(model, self.recipe, self.example)
         self.warnings += _reduce_range_warning(self.recipe)
+        if self.recipe.applies("correct_bias"):
+            quantized = self._corrected(backend, model)
+        else:
+            quantized = self._converted(backend, model)
+        self.warnings += quantized.warnings
+        return quantized
+
+    def _corrected(self, backend: Backend, model: nn.Module) -> Quantized:
+        """Quantized once more with the biases corrected; the reference is the network as it was before."""
+        first = self._converted(backend, copy.deepcopy(model))
+        with self._phase("correct bias"):
+            inputs = map(self.task.inputs, self._counted("correct bias", self._calibration(), "calibration"))
+            correct_bias(model, first.pair.sites, inputs, self.recipe.non_traceable)
+        second = self._converted(backend, model)
+        return replace(second, pair=Pair(first.pair.reference, second.pair.actual, second.pair.sites))
+
+    def _converted(self, backend: Backend, model: nn.Module) -> Quantized:
+        with self._phase("prepare"):
+            prepared = backend.prepare(model, self.recipe, self.example)
         with self._phase("calibrate"):
             self._calibrate(backend, prepared)
         if self.recipe.training:
@@ -188,9 +210,7 @@ class _Execution:
                     self.task, backend, prepared, self.recipe, self.monitor, self.checkpoint
                 )
         with self._phase("convert"):
-            quantized = backend.convert(prepared, self.example)
-        self.warnings += quantized.warnings
-        return quantized
+            return backend.convert(prepared, self.example)
 
     def _calibrate(self, backend: Backend, prepared: Prepared) -> None:
         """Show the observers the chosen samples, with quantization off."""

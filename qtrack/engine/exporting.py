@@ -30,6 +30,7 @@ from qtrack.engine.execution import _first_batch, settled
 from qtrack.errors import BackendError, InputError
 from qtrack.recipe import Recipe
 from qtrack.task import Batch, Inputs, Task
+from qtrack.transforms import transformed
 
 ENDING = ".pt2"
 
@@ -82,7 +83,7 @@ def _has_kernels(recipe: Recipe, model: nn.Module) -> bool:
 
 def _reference(task: Task, recipe: Recipe, model: nn.Module, inputs: Inputs) -> nn.Module:
     backend = load_backend(recipe.backend)
-    prepared = backend.prepare(task.model().eval(), recipe, inputs)
+    prepared = backend.prepare(transformed(task.model().eval(), recipe, inputs), recipe, inputs)
     call(prepared.model.eval(), inputs, "the prepared model refuses its example")
     return backend.reference_of(prepared, model)
 

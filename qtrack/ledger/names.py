@@ -179,6 +179,8 @@ def params_of(recipe: Recipe, calibration_samples: int) -> dict[str, str]:
                 min(recipe.calibration.samples or calibration_samples, calibration_samples)
             )
         }
+    if recipe.transforms:
+        params["transforms"] = "+".join(transform.kind for transform in recipe.transforms)
     if recipe.training is not None:
         params["qat_epochs"] = str(recipe.training.epochs)
     return params

@@ -91,12 +91,25 @@ class Histogram(_Observer):
     bins: int = Field(2048, ge=16, le=65536)
 
 
+class Percentile(_Observer):
+    """The range that holds this share of all values, half of the rest cut off on either side.
+
+    Where more than that lies in the outermost of the bins, as zeros behind a ReLU, nothing is cut off.
+    """
+
+    kind: Literal["percentile"] = "percentile"
+    quantile: float = Field(0.9999, gt=0, le=1)
+    bins: int = Field(2048, ge=16, le=65536)
+
+
 def _tagged(tag: str) -> BeforeValidator:
     """Let a variant without options be written as its bare name."""
     return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
 
 
-Observer = Annotated[MinMax | MovingAverage | Histogram, Field(discriminator="kind"), _tagged("kind")]
+Observer = Annotated[
+    MinMax | MovingAverage | Histogram | Percentile, Field(discriminator="kind"), _tagged("kind")
+]
 
 
 class _Transform(_Tagged):
@@ -146,8 +159,8 @@ class WeightSpec(Frozen):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:
-        if self.granularity != "per_tensor" and self.observer.kind == "histogram":
-            raise ValueError(f"observer: histogram has no {self.granularity} form; use min_max")
+        if self.granularity != "per_tensor" and self.observer.kind in ("histogram", "percentile"):
+            raise ValueError(f"observer: {self.observer.kind} has no {self.granularity} form; use min_max")
         if self.granularity == "per_group" and self.group_size is None:
             raise ValueError("group_size: per_group needs it, such as 32")
         if self.granularity != "per_group" and self.group_size is not None:

@@ -19,6 +19,7 @@ from qtrack.recipe import (
     Module,
     MovingAverage,
     Override,
+    Percentile,
     Recipe,
     Static,
     Torchao,
@@ -34,6 +35,7 @@ observers = st.one_of(
     st.just(MinMax()),
     st.builds(MovingAverage, averaging_constant=st.floats(0.001, 1)),
     st.builds(Histogram, bins=st.integers(16, 4096)),
+    st.builds(Percentile, quantile=st.floats(0.5, 1)),
 )
 granularities = st.sampled_from([("per_tensor", None), ("per_channel", None), ("per_group", 32)])
 weights = st.builds(

@@ -19,7 +19,7 @@ Features = Mapping[str, tuple[Any, ...]]
 YES = (True,)
 EITHER = (True, False)
 BITS = tuple(range(2, 9))
-OBSERVERS = ("min_max", "moving_average", "histogram")
+OBSERVERS = ("min_max", "moving_average", "histogram", "percentile")
 WAYS = ("layer", "glob", "type", "function", "call")
 TRANSFORMS = ("fold_batch_norm", "equalize", "correct_bias")
 """On the float model, so that any backend will do."""
@@ -28,7 +28,7 @@ TRANSFORMS = ("fold_batch_norm", "equalize", "correct_bias")
 def _weights(
     mode: str,
     granularity: tuple[str, ...] = ("per_tensor", "per_channel"),
-    observer: tuple[str, ...] = ("min_max", "histogram"),
+    observer: tuple[str, ...] = ("min_max", "histogram", "percentile"),
     bits: tuple[int, ...] = BITS,
     symmetric: tuple[bool, ...] = EITHER,
 ) -> Features:

@@ -1,11 +1,16 @@
-"""What the observers of torch.ao and torchao share: their names, and the ranges that a recipe asks for."""
+"""What the observers of torch.ao and torchao share: their names, and the ranges that a recipe asks for.
+
+Neither has a percentile: it is their own observer of histograms with another way to choose the range.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qtrack.recipe import ActivationSpec, WeightSpec
 
@@ -15,7 +20,9 @@ NAMES = {
     ("moving_average", "per_tensor"): "MovingAverageMinMaxObserver",
     ("moving_average", "per_channel"): "MovingAveragePerChannelMinMaxObserver",
     ("histogram", "per_tensor"): "HistogramObserver",
+    ("percentile", "per_tensor"): "HistogramObserver",
 }
+ROUNDING = 1e-12
 SCHEMES = {
     ("per_tensor", True): torch.per_tensor_symmetric,
     ("per_tensor", False): torch.per_tensor_affine,
@@ -26,7 +33,35 @@ SCHEMES = {
 
 def observer_class(library: ModuleType, observer: Any, granularity: str) -> Any:
     """The library's class for an observer of a recipe."""
-    return getattr(library, NAMES[observer.kind, granularity])
+    found = getattr(library, NAMES[observer.kind, granularity])
+    return percentile_class(found) if observer.kind == "percentile" else found
+
+
+@cache
+def percentile_class(histogram: Any) -> Any:
+    """A library's observer of histograms that cuts off tails."""
+    return type("PercentileObserver", (_CutsTails, histogram), {})
+
+
+class _CutsTails:
+    """In place of a search for the least squared error; whole bins stay or go."""
+
+    histogram: Tensor
+    min_val: Tensor
+    max_val: Tensor
+    bins: int
+
+    def __init__(self, quantile: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.quantile = quantile
+
+    def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
+        share = self.histogram.double().cumsum(0) / self.histogram.double().sum()
+        tail = (1 - self.quantile) / 2
+        first = int((share <= tail).sum())
+        last = int((share < 1 - tail - ROUNDING).sum())
+        width = (self.max_val - self.min_val) / self.bins
+        return self.min_val + width * min(first, last), self.min_val + width * (last + 1)
 
 
 def arguments_of(observer: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def ptq(
     recipe: Recipe,
     evidence: Evidence,
     *,
-    observer: Literal["min_max", "moving_average", "histogram"] | None = None,
+    observer: Literal["min_max", "moving_average", "histogram", "percentile"] | None = None,
     samples: int | None = None,
 ) -> Recipe:
     """Quantize weights and activations after calibration; keeps a static scheme that is there already."""

@@ -60,6 +60,14 @@ class LayerRow:
     """Share of the float output's elements that are zero, estimated."""
     outlier_ratio: float | None = None
     """Largest magnitude of the float output over its 99.9th percentile, estimated within 12.5%."""
+    min_max_db: float | None = None
+    """SQNR of the float output quantized by this observer, without any error before: estimated.
+
+    Each sample counts alike; bits and symmetry are those of the recipe's default, and so below.
+    """
+    percentile_db: float | None = None
+    """With 0.9999 of all values within the range."""
+    histogram_db: float | None = None
     nonfinite_samples: int = 0
     """Samples with NaN or infinity on either side, left out of all other figures."""
     worst_samples: tuple[int, ...] = ()

@@ -24,7 +24,7 @@ from qtrack.engine.training import Checkpoint, train
 from qtrack.environment import has_vnni
 from qtrack.errors import DataError, TaskError
 from qtrack.monitor import SILENT, Monitor
-from qtrack.numerics import Comparison, Pair, compare, histograms
+from qtrack.numerics import Comparison, Options, Pair, compare, histograms
 from qtrack.outcome import Cost, Latency, Outcome
 from qtrack.recipe import Recipe, Static
 from qtrack.task import Batch, Task
@@ -232,7 +232,8 @@ class _Execution:
     def _compare(self, quantized: Quantized) -> Comparison:
         with self._phase("compare"):
             batches = self._counted("compare layers", self._calibration(), "calibration")
-            compared = compare(quantized.pair, (self.task.inputs(batch) for batch in batches))
+            options = Options(activation=getattr(self.recipe.default, "activation", None))
+            compared = compare(quantized.pair, (self.task.inputs(batch) for batch in batches), options)
         if compared.nonfinite:
             self.warnings.append(f"NaN or infinity in the output of {', '.join(compared.nonfinite)}")
         return compared

@@ -21,15 +21,19 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from qtrack.numerics.lockstep import Lockstep, Meeting
+from qtrack.numerics.ranges import Estimates, Spread
 from qtrack.numerics.sites import OUTPUTS, Pair, Site
 from qtrack.numerics.sketch import Sketch
 from qtrack.numerics.steps import Inputs, Step
 from qtrack.numerics.sums import BAD_SAMPLE_DB, ErrorSums, Reference
 from qtrack.numerics.weights import WeightError, weight_error
 from qtrack.outcome import LayerRow
+from qtrack.recipe import ActivationSpec
 
 Measure = Callable[[Tensor, Tensor], float]
 """A user's own comparison of a reference and what came instead, both float32, on one batch."""
+STATIC = "int8"
+"""What a layer ran in whose output is quantized with a range found by calibration."""
 WORST_SAMPLES = 5
 RANGE_ELEMENTS = 1 << 20
 """Of a layer's input that is no other layer's output, looked at in each batch for its range by sample."""
@@ -47,6 +51,8 @@ class Options:
     a median below 0.1 dB.
     """
     measures: Mapping[str, Measure] = field(default_factory=dict)
+    activation: ActivationSpec | None = None
+    """How outputs are quantized, for what other observers would make of them; None: that is not asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +158,7 @@ class _Tally:
     accumulated: ErrorSums = field(default_factory=ErrorSums)
     own: ErrorSums = field(default_factory=ErrorSums)
     sketch: Sketch = field(default_factory=Sketch)
+    spread: Spread = field(default_factory=Spread)
     low: float = math.inf
     high: float = -math.inf
     input_ranges: list[NDArray[np.float64]] = field(default_factory=list)
@@ -203,6 +210,8 @@ class _Tally:
     def _add_activations(self, start: Step, references: list[Reference], batch: _Batch) -> None:
         for reference in references:
             self.sketch.add(reference.rows)
+            if self._estimates():
+                self.spread.add(reference)
             self.low = min(self.low, float(reference.low.min(initial=math.inf)))
             self.high = max(self.high, float(reference.high.max(initial=-math.inf)))
         if start.inputs and start.inputs[0].is_floating_point() and len(start.inputs[0]) == batch.size:
@@ -218,6 +227,14 @@ class _Tally:
         ratios = np.concatenate(self.ratios) if self.ratios else np.zeros(0)
         with np.errstate(divide="ignore"):
             return np.asarray(-10 * np.log10(ratios))
+
+    def _estimates(self) -> bool:
+        """Is its output one that an observer fixes the range of?"""
+        return self.options.activation is not None and self.site.dtype == STATIC
+
+    def _estimated(self) -> Estimates:
+        spec = self.options.activation
+        return self.spread.estimates(self.low, self.high, spec) if spec else Estimates()
 
     def row(self) -> LayerRow:
         site, compared = self.site, self.accumulated
@@ -247,6 +264,7 @@ class _Tally:
             outlier_ratio=max(-self.low, self.high) / outermost
             if outermost and math.isfinite(self.high)
             else None,
+            **self._estimated()._asdict(),
             nonfinite_samples=len(compared.nonfinite),
             worst_samples=tuple(index for _, index in self.worst),
             measures={name: total / self.samples for name, total in self.measured.items()},

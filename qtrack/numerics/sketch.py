@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,9 +30,8 @@ class Sketch:
 
     def add(self, rows: Tensor) -> None:
         """Add some of a batch's elements; rows are samples."""
-        some = rows[:, : max(ELEMENTS // max(len(rows), 1), 1)].contiguous()
-        bits = some.view(torch.int32).cpu().numpy().reshape(-1)
-        self.counts += np.bincount((bits >> SHIFT) & (BUCKETS - 1), minlength=BUCKETS)
+        some = rows[:, : max(ELEMENTS // max(len(rows), 1), 1)]
+        self.counts += np.bincount(buckets_of(some).reshape(-1), minlength=BUCKETS)
 
     @property
     def zeros(self) -> float | None:
@@ -48,19 +46,26 @@ class Sketch:
         if not total:
             return None
         bucket = int(np.searchsorted(np.cumsum(counts), quantile * total))
-        return float(_edges()[bucket + 1]) if bucket else 0.0
+        return float(magnitudes()[bucket + 1]) if bucket else 0.0
 
     def histogram(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Counts from the most negative to the largest, and their edges, empty ends left out."""
         negative = self.counts[NEGATIVE : NEGATIVE + FINITE]
         counts = np.concatenate([negative[::-1], self.counts[:FINITE]])
-        edges = np.concatenate([-_edges()[::-1], _edges()[1:]])
+        edges = np.concatenate([-magnitudes()[::-1], magnitudes()[1:]])
         filled = np.flatnonzero(counts)
         if not len(filled):
             return counts[:0], edges[:1]
         return counts[filled[0] : filled[-1] + 1], edges[filled[0] : filled[-1] + 2]
 
 
-def _edges() -> NDArray[np.float32]:
+def buckets_of(values: Tensor | NDArray[np.float32]) -> NDArray[np.int32]:
+    """The bucket of each element of a float32 matrix."""
+    plain = values.contiguous().cpu().numpy() if isinstance(values, Tensor) else np.ascontiguousarray(values)
+    found: NDArray[np.int32] = (plain.view(np.int32) >> SHIFT) & (BUCKETS - 1)
+    return found
+
+
+def magnitudes() -> NDArray[np.float32]:
     """Lower edges of the magnitudes' buckets, and infinity."""
     return (np.arange(FINITE + 1, dtype=np.int32) << SHIFT).view(np.float32)

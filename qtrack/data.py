@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,33 +129,86 @@ def overlaps(splits: Mapping[str, SplitInfo]) -> list[str]:
     return found
 
 
-def calibration_batches(task: Task, choice: Calibration, seed: int) -> list[Batch] | Iterator[Batch]:
-    """The calibration samples that a recipe chooses, in the split's order and batches."""
+def calibration_batches(
+    task: Task, choice: Calibration, seed: int, training_seed: int | None = None
+) -> Iterator[Batch]:
+    """The samples that a recipe chooses, in the order and the batches of their split.
+
+    ``training_seed`` is what training data are seeded with; None: as the choice is.
+    """
+    read = _reader(task, choice, seed if training_seed is None else training_seed)
     if choice.samples is None:
-        return batches_of(task, "calibration")
-    keep = _chosen(task, choice, choice.seed if choice.seed is not None else seed)
-    return _selected(batches_of(task, "calibration"), keep)
+        return read()
+    return _selected(read(), _chosen(task, read, choice, choice.seed if choice.seed is not None else seed))
 
 
-def _chosen(task: Task, choice: Calibration, seed: int) -> Container[int]:
+def _reader(task: Task, choice: Calibration, seed: int) -> Callable[[], Iterator[Batch]]:
+    """A pass over the split, the same at each call."""
+    if choice.source == "calibration":
+        return lambda: batches_of(task, "calibration")
+    return lambda: _seeded(batches_of(task, "training"), seed, f"{type(task).__name__}.training()")
+
+
+def _seeded(batches: Iterator[Batch], seed: int, name: str) -> Iterator[Batch]:
+    """Batches with a generator to themselves, whatever else draws from torch's meanwhile."""
+    state = None
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed) if state is None else torch.set_rng_state(state)
+            batch = next(batches, None)
+            if batch is None and state is None:
+                raise DataError(f"training: {name} yields no batch; calibration needs at least one")
+            state = torch.get_rng_state()
+        if batch is None:
+            return
+        yield batch
+
+
+def _chosen(
+    task: Task, read: Callable[[], Iterator[Batch]], choice: Calibration, seed: int
+) -> Collection[int]:
     """Positions of the samples to keep; all of them where there are fewer than asked for."""
     assert choice.samples is not None
     if choice.choice == "first":
         return range(choice.samples)
-    labels = _calibration_labels(task)
+    labels, inputs = _known(task, read())
     order = np.random.default_rng(seed).permutation(len(labels))
     if choice.choice == "class_balanced":
         order = _by_turns(order, labels)
+    if choice.choice == "outlier_inclusive":
+        order = _extremes_first(order, inputs, choice.samples // 2)
     return set(order[: choice.samples].tolist())
 
 
-def _calibration_labels(task: Task) -> np.ndarray[Any, Any]:
-    """A label for every sample; 0 for all where the task has none."""
-    parts = []
-    for batch in batches_of(task, "calibration"):
-        labels = task.labels(batch)
-        parts.append(np.zeros(size_of(batch), int) if labels is None else labels.cpu().numpy())
-    return np.concatenate(parts)
+def _known(task: Task, batches: Iterable[Batch]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A label for every sample, 0 for all where the task has none; and what its inputs are like."""
+    labels, inputs = [], []
+    for batch in batches:
+        size, found = size_of(batch), task.labels(batch)
+        labels.append(np.zeros(size, int) if found is None else found.cpu().numpy())
+        inputs.append(_likeness(task.inputs(batch), size))
+    return np.concatenate(labels), np.concatenate(inputs)
+
+
+def _likeness(inputs: Inputs, size: int) -> np.ndarray[Any, Any]:
+    """Largest magnitude and standard deviation of each sample's floating inputs; zero where it has none."""
+    leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim()]
+    rows = [leaf.reshape(size, -1) for leaf in leaves if leaf.is_floating_point() and len(leaf) == size]
+    if not rows:
+        return np.zeros((size, 2))
+    values = torch.cat([row.double().cpu() for row in rows], 1)
+    return torch.stack([values.abs().amax(1), values.std(1, correction=0)], 1).numpy()
+
+
+def _extremes_first(
+    order: np.ndarray[Any, Any], inputs: np.ndarray[Any, Any], count: int
+) -> np.ndarray[Any, Any]:
+    """The same samples, those first that are farthest from the median in either respect."""
+    apart = np.abs(inputs - np.median(inputs, 0))
+    usual = np.where((median := np.median(apart, 0)) > 0, 1.4826 * median, 1.2533 * apart.mean(0))
+    scores = np.divide(apart, usual, out=np.zeros_like(apart), where=usual > 0).max(1)
+    extreme = order[np.argsort(-scores[order], kind="stable")][:count]
+    return np.concatenate([extreme, order[~np.isin(order, extreme)]])
 
 
 def _by_turns(order: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -168,14 +221,16 @@ def _by_turns(order: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.n
     return order[np.argsort(rank, kind="stable")]
 
 
-def _selected(batches: Iterable[Batch], keep: Container[int]) -> Iterator[Batch]:
-    position = 0
+def _selected(batches: Iterable[Batch], keep: Collection[int]) -> Iterator[Batch]:
+    position, last = 0, max(keep)
     for batch in batches:
         size = size_of(batch)
         rows = [row for row in range(size) if position + row in keep]
         position += size
         if rows:
             yield _rows(batch, rows, size)
+        if position > last:
+            return
 
 
 def _rows(batch: Batch, rows: list[int], size: int) -> Batch:

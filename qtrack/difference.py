@@ -211,14 +211,9 @@ def _group(name: str) -> str:
 def _follows(name: str, first: Recipe, second: Recipe) -> bool:
     """Is this ingredient as it is because of the recipe?"""
     if name.startswith("data.training."):
-        shuffled = name.endswith((".order", ".labels")) and _training_seed(first) != _training_seed(second)
-        return shuffled or not (first.training and second.training)
+        shuffled = name.endswith((".order", ".labels")) and first.training_seed != second.training_seed
+        return shuffled or not (first.reads_training and second.reads_training)
     return name == "recipe" or (name == "engine" and first.engine != second.engine)
-
-
-def _training_seed(recipe: Recipe) -> int | None:
-    training = recipe.training
-    return None if training is None else recipe.seed if training.seed is None else training.seed
 
 
 def _value(recorded: Recorded, name: str) -> str | None:

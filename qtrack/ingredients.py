@@ -6,7 +6,7 @@ reproduce``, in both cases by this file, so that a name means the same on both s
 * ``recipe``, ``engine``, ``float_weights``: the recipe holds the seeds and the choice of samples.
 * ``data.SPLIT.content`` (the samples whatever their order), ``.order``, ``.labels``, ``.batches`` (how many,
   and the size of the first). ``training`` is read once, seeded as QAT seeds it, and only where the recipe
-  trains.
+  trains or calibrates on it.
 * ``source.task``, ``source.model``: the files that define the task's class and those of the model's modules,
   with the classes that they derive from. ``source.imports``: the files that these import, wherever in them,
   and so on. Files of site-packages, Python and qtrack are left out, for which the versions stand. Line ends,
@@ -61,11 +61,10 @@ def common_ingredients(task: Task, splits: Mapping[str, SplitInfo]) -> dict[str,
 def recipe_ingredients(task: Task, recipe: Recipe) -> dict[str, str]:
     """Those that depend on the recipe."""
     found = {"recipe": recipe.digest, "engine": recipe.engine or NONE}
-    if recipe.training is None:
+    if not recipe.reads_training:
         return found
-    seed = recipe.seed if recipe.training.seed is None else recipe.training.seed
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(recipe.training_seed)
         return found | _of_split(inspect_split(task, "training"))
 
 

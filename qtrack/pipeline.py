@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from qtrack.errors import InputError, PipelineError
 from qtrack.reading import faults_of, load_yaml, read_text
 from qtrack.recipe import Frozen, Module, Recipe
-from qtrack.stages import STAGES, Target
+from qtrack.stages import STAGES, Target, needed
 from qtrack.task import Task, getattr_of, load_module, load_task
 
 MAX_THREADS = 1024
@@ -214,11 +214,13 @@ class _Findings:
 
     def _check_needs(self, pipeline: Pipeline, stages: dict[str, Any], task: Task) -> None:
         wanted = [
-            (f"stages[{i}] ({spec.name})", getattr(stages[spec.name], "needs", ()))
+            (f"stages[{i}] ({spec.name})", needed(stages[spec.name], spec.options))
             for i, spec in enumerate(pipeline.stages)
         ]
         if pipeline.recipe.training:
             wanted.append(("recipe.training", ("training", "loss")))
+        if pipeline.recipe.calibration.source == "training":
+            wanted.append(("recipe.calibration.source", ("training",)))
         for asker, methods in wanted:
             missing = [f"{method}()" for method in methods if not task.offers(method)]
             if missing:

@@ -315,11 +315,20 @@ def bare_name(function: str) -> str:
     return name.removeprefix("i") if name in ("iadd", "imul") else name
 
 
-class Calibration(Frozen):
-    """Which samples of the calibration split the observers see; ``samples`` None means all."""
+Choice = Literal["first", "random", "class_balanced", "outlier_inclusive"]
 
+
+class Calibration(Frozen):
+    """Which samples the observers see; ``samples`` None means all.
+
+    ``outlier_inclusive`` takes half of them by chance and half as those whose inputs are most extreme.
+    """
+
+    source: Literal["calibration", "training"] = Field(
+        "calibration", description="training: one pass over that split, seeded as training seeds it"
+    )
     samples: int | None = Field(None, ge=1, lt=2**63)
-    choice: Literal["first", "random", "class_balanced"] = "first"
+    choice: Choice = "first"
     seed: Seed | None = Field(None, description="None: the recipe's seed")
 
 
@@ -395,6 +404,17 @@ class Recipe(Frozen):
     def quantizes(self) -> bool:
         """Is any module asked to leave float?"""
         return any(scheme.mode != "float" for scheme in self.schemes())
+
+    @property
+    def reads_training(self) -> bool:
+        """Do training data go into the model?"""
+        return self.quantizes and (self.training is not None or self.calibration.source == "training")
+
+    @property
+    def training_seed(self) -> int:
+        """Of the order, and whatever else of training data is left to chance."""
+        own = self.training.seed if self.training else None
+        return self.seed if own is None else own
 
     def applies(self, kind: TransformKind) -> bool:
         """Does the transform happen? None does where nothing is quantized."""

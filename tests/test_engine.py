@@ -235,3 +235,86 @@ def test_optional_methods_say_that_they_are_missing():
         with pytest.raises(TaskError, match="Bare has no"):
             method()
     assert execute(bare, STATIC).test is None
+
+
+class Extreme(Tiny):
+    """Sample 37 is far brighter than all others, sample 5 nearly blank."""
+
+    def calibration(self):
+        images = torch.cat([images for images, _ in batches(64, 2)])
+        images[37] *= 50
+        images[5] *= 0.01
+        return list(zip(images.split(16), torch.arange(64).split(16), strict=True))
+
+
+def positions(task=None, seed=0, **choice):
+    from qtrack.data import calibration_batches
+
+    found = [batch[1] for batch in calibration_batches(task or Extreme(), Calibration(**choice), seed)]
+    return torch.cat(found).tolist()
+
+
+def test_outlier_inclusive_calibration_is_half_extremes_and_half_chance():
+    both, others = (positions(samples=8, choice="outlier_inclusive", seed=seed) for seed in (0, 1))
+    assert both == sorted(both)
+    assert len(both) == len(others) == 8
+    assert {5, 37} < set(both) & set(others)
+    assert len(set(both) & set(others)) < 8
+    assert positions(samples=8, choice="outlier_inclusive") == both
+    assert len(positions(samples=100, choice="outlier_inclusive")) == 64
+
+
+def test_inputs_that_are_all_alike_are_chosen_by_chance():
+    alike = variant(inputs=lambda self, batch: (torch.zeros(len(batch[0]), 3, dtype=torch.long),))
+    found = [positions(alike, seed=seed, samples=20, choice="outlier_inclusive") for seed in (0, 1)]
+    assert found[0] != found[1]
+
+
+class Drawn(Tiny):
+    """Training data that are drawn anew in each pass, from torch's own generator."""
+
+    def training(self):
+        for _ in range(3):
+            yield torch.randn(16, 1, 6, 6), torch.arange(16)
+
+
+def test_calibration_on_training_data_is_one_seeded_pass():
+    from qtrack.data import calibration_batches
+
+    def seen(seed, **choice):
+        found = []
+        for images, _ in calibration_batches(Drawn(), Calibration(source="training", **choice), 7, seed):
+            torch.rand(5)  # whatever else draws meanwhile
+            found.append(images)
+        return torch.cat(found)
+
+    torch.manual_seed(3)
+    expected = torch.cat([images for images, _ in Drawn().training()])
+    assert torch.equal(seen(3), expected)
+    assert not torch.equal(seen(4), expected)
+    some = seen(3, samples=10, choice="random")
+    assert len(some) == 10
+    assert all(any(torch.equal(image, other) for other in expected) for image in some)
+    before = torch.get_rng_state()
+    seen(3)
+    torch.rand(0)
+    assert len(seen(3, samples=20)) == 20
+    assert len(before) == len(torch.get_rng_state())
+
+
+def test_recipes_that_calibrate_on_training_data_have_them_among_their_ingredients():
+    from qtrack.ingredients import recipe_ingredients
+
+    recipe = STATIC.having(calibration=Calibration(source="training"))
+    names = recipe_ingredients(Tiny(), recipe)
+    assert "data.training.content" in names
+    assert "data.training.content" not in recipe_ingredients(Tiny(), recipe.with_mode("float"))
+    first, again = execute(Tiny(), recipe, thorough=False), execute(Tiny(), recipe, thorough=False)
+    assert first.digests == again.digests != execute(Tiny(), STATIC, thorough=False).digests
+
+
+def test_training_data_without_a_batch_cannot_calibrate():
+    task = variant(training=lambda self: [])
+    recipe = STATIC.having(calibration=Calibration(source="training"))
+    with pytest.raises(DataError, match=r"training: .*training\(\) yields no batch; calibration needs"):
+        execute(task, recipe)

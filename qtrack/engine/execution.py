@@ -224,7 +224,9 @@ class _Execution:
         backend.fake_quantize(prepared, True)
 
     def _calibration(self) -> Iterable[Batch]:
-        return calibration_batches(self.task, self.recipe.calibration, self.recipe.seed)
+        return calibration_batches(
+            self.task, self.recipe.calibration, self.recipe.seed, self.recipe.training_seed
+        )
 
     def _evaluate(self, model: nn.Module, split: Any) -> Any:
         return evaluate(self.task, model, split, self._counted(split, batches_of(self.task, split), split))
@@ -268,6 +270,8 @@ class _Execution:
 def _calibrated(recipe: Recipe, size: int | None) -> int | None:
     """How many samples calibration takes, where that is known."""
     asked = recipe.calibration.samples
+    if recipe.calibration.source == "training":
+        return asked
     return asked if size is None else min(asked or size, size)
 
 

@@ -50,7 +50,7 @@ def train(
     """
     training = recipe.training
     assert training
-    torch.manual_seed(recipe.seed if training.seed is None else training.seed)
+    torch.manual_seed(recipe.training_seed)
     optimizer = OPTIMIZERS[training.optimizer](prepared.model.parameters(), lr=training.lr)  # type: ignore[call-arg]
     schedule = LambdaLR(optimizer, lambda epoch: _rate(training, epoch))
     parts = {"model": prepared.model, "optimizer": optimizer, "schedule": schedule}

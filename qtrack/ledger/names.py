@@ -17,7 +17,7 @@ from __future__ import annotations
 import posixpath
 import re
 
-from qtrack.recipe import Dynamic, Float16, Recipe, Static, Torchao, WeightOnly
+from qtrack.recipe import Calibration, Dynamic, Float16, Recipe, Static, Torchao, WeightOnly
 
 
 class Tag:
@@ -174,16 +174,19 @@ def params_of(recipe: Recipe, calibration_samples: int) -> dict[str, str]:
     if activation is not None:
         params |= {"activation_observer": activation.observer.kind, "qat_epochs": "0"}
         params |= {"reduce_range": str(activation.reduce_range).lower()}
-        params |= {
-            "calibration_samples": str(
-                min(recipe.calibration.samples or calibration_samples, calibration_samples)
-            )
-        }
+        params |= _calibration(recipe.calibration, calibration_samples)
     if recipe.transforms:
         params["transforms"] = "+".join(transform.kind for transform in recipe.transforms)
     if recipe.training is not None:
         params["qat_epochs"] = str(recipe.training.epochs)
     return params
+
+
+def _calibration(chosen: Calibration, available: int) -> dict[str, str]:
+    """How many samples of the training data there are is not known here."""
+    if chosen.source == "training":
+        return {"calibration_samples": str(chosen.samples or "all"), "calibration_source": "training"}
+    return {"calibration_samples": str(min(chosen.samples or available, available))}
 
 
 def _bits(recipe: Recipe) -> str:

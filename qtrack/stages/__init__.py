@@ -10,7 +10,7 @@ from typing import Any
 
 from qtrack.stages.backend import backend
 from qtrack.stages.dynamic import dynamic
-from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needs
+from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needed, needs
 from qtrack.stages.fallback import fallback
 from qtrack.stages.float16 import float16
 from qtrack.stages.float_ import float_
@@ -33,4 +33,4 @@ STAGES: dict[str, Any] = {
     "recipe": recipe,
 }
 
-__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "judge", "needs"]
+__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "judge", "needed", "needs"]

@@ -69,11 +69,20 @@ class Stage(Protocol):
 S = TypeVar("S")
 
 
-def needs(*methods: str) -> Callable[[S], S]:
-    """Say which optional methods of the task a stage cannot do without; checked before anything runs."""
+def needs(*methods: str, **options: Any) -> Callable[[S], S]:
+    """Say which optional methods of the task a stage cannot do without; checked before anything runs.
+
+    With ``options`` it needs them only where these have these values.
+    """
 
     def mark(stage: S) -> S:
-        stage.needs = methods  # type: ignore[attr-defined]  # a plain attribute on a function
+        stage.needs = methods, options  # type: ignore[attr-defined]  # a plain attribute on a function
         return stage
 
     return mark
+
+
+def needed(stage: Any, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The methods that a stage needs with these options."""
+    methods, where = getattr(stage, "needs", ((), {}))
+    return methods if all(options.get(name) == value for name, value in where.items()) else ()

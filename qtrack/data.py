@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +139,8 @@ def calibration_batches(
     read = _reader(task, choice, seed if training_seed is None else training_seed)
     if choice.samples is None:
         return read()
-    return _selected(read(), _chosen(task, read, choice, choice.seed if choice.seed is not None else seed))
+    keep = _chosen(task, read, choice, choice.seed if choice.seed is not None else seed)
+    return _selected(read(), keep, choice.samples)
 
 
 def _reader(task: Task, choice: Calibration, seed: int) -> Callable[[], Iterator[Batch]]:
@@ -166,7 +167,7 @@ def _seeded(batches: Iterator[Batch], seed: int, name: str) -> Iterator[Batch]:
 
 def _chosen(
     task: Task, read: Callable[[], Iterator[Batch]], choice: Calibration, seed: int
-) -> Collection[int]:
+) -> Container[int]:
     """Positions of the samples to keep; all of them where there are fewer than asked for."""
     assert choice.samples is not None
     if choice.choice == "first":
@@ -221,15 +222,17 @@ def _by_turns(order: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.n
     return order[np.argsort(rank, kind="stable")]
 
 
-def _selected(batches: Iterable[Batch], keep: Collection[int]) -> Iterator[Batch]:
-    position, last = 0, max(keep)
+def _selected(batches: Iterable[Batch], keep: Container[int], count: int) -> Iterator[Batch]:
+    """Those to keep; not read on once there are so many."""
+    position, taken = 0, 0
     for batch in batches:
         size = size_of(batch)
         rows = [row for row in range(size) if position + row in keep]
         position += size
+        taken += len(rows)
         if rows:
             yield _rows(batch, rows, size)
-        if position > last:
+        if taken == count:
             return
 
 

@@ -102,7 +102,7 @@ class _Values:
         below, above = lows[:, None] - self.x, self.x - highs[:, None]
         cut = ((np.maximum(below, 0) ** 2) @ self.number)[:, None] + (np.maximum(above, 0) ** 2) @ self.number
         lost = ((below > 0) @ self.number)[:, None] + (above > 0) @ self.number
-        step = (highs - lows[:, None]) / (levels - 1)
+        step = np.maximum(highs - lows[:, None], np.finfo(float).tiny) / (levels - 1)
         small = np.searchsorted(self.sizes, step / 2)
         rounded = np.maximum(self.up_to[-1] - lost - self.up_to[small], 0)
         found: Floats = cut + rounded * step**2 / 12 + self.energy_up_to[small]

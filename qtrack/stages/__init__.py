@@ -9,15 +9,22 @@ from __future__ import annotations
 from typing import Any
 
 from qtrack.stages.backend import backend
+from qtrack.stages.bias_correction import bias_correction
+from qtrack.stages.calibration import calibration
 from qtrack.stages.dynamic import dynamic
+from qtrack.stages.equalize import equalize
 from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needed, needs
 from qtrack.stages.fallback import fallback
 from qtrack.stages.float16 import float16
 from qtrack.stages.float_ import float_
+from qtrack.stages.fusion import fusion
+from qtrack.stages.keep_float import keep_float
+from qtrack.stages.observers import observers
 from qtrack.stages.per_channel import per_channel
 from qtrack.stages.ptq import ptq
 from qtrack.stages.qat import qat
 from qtrack.stages.recipe import recipe
+from qtrack.stages.reduce_range import reduce_range
 from qtrack.stages.weight_only import weight_only
 
 STAGES: dict[str, Any] = {
@@ -29,6 +36,13 @@ STAGES: dict[str, Any] = {
     "dynamic": dynamic,
     "float16": float16,
     "weight_only": weight_only,
+    "equalize": equalize,
+    "bias_correction": bias_correction,
+    "fusion": fusion,
+    "calibration": calibration,
+    "observers": observers,
+    "reduce_range": reduce_range,
+    "keep_float": keep_float,
     "backend": backend,
     "recipe": recipe,
 }

@@ -173,3 +173,15 @@ def test_a_model_with_functions_in_float_is_rebuilt():
 def test_a_model_with_functions_in_float_is_exported(way, alone):
     result = outcome(with_override(**way))
     assert export_model(Tiny(), result.recipe, result.model, alone / "m.pt2").equal_predictions == 1
+
+
+def test_a_layer_without_weights_may_be_observed_otherwise():
+    def make():
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.Dropout(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4)
+        )
+
+    def scale(*overrides):
+        return outcome(STATIC.having(overrides=overrides), task_of(make)).qparams["2.scale"]
+
+    assert scale(Override(layer="2", scheme=Static().having(activation={"bits": 4}))) > 10 * scale()

@@ -142,8 +142,9 @@ def _left_whole(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnySchem
 
 
 def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme]) -> QConfigMapping:
-    """Layers with weights by name; functions by the default scheme, but for operators with own ranges."""
+    """Layers by name, as far as they are not as the default; functions by that, but for own ranges."""
     training = recipe.training is not None
+    of = _function_qconfigs(recipe)
     mapping = _function_mapping(recipe.default, training=training)
     for name, module in model.named_modules():
         if name and has_weights(module):
@@ -151,7 +152,15 @@ def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme])
             mapping.set_module_name(name, None if isinstance(module, RECURRENT) else qconfig)
         elif name and isinstance(schemes[name], Float):
             mapping.set_module_name(name, None)
+        elif name and _observed_otherwise(module, schemes[name], recipe.default):
+            mapping.set_module_name(name, of(schemes[name], type(module)))
     return mapping
+
+
+def _observed_otherwise(module: nn.Module, scheme: AnyScheme, default: AnyScheme) -> bool:
+    """Has a layer without weights, such as BatchNorm that is not fused, activations of its own?"""
+    is_leaf = not any(True for _ in module.children())
+    return is_leaf and isinstance(default, Static) and isinstance(scheme, Static) and scheme != default
 
 
 def _function_qconfigs(recipe: Recipe) -> Callable[[AnyScheme, Any], Any]:

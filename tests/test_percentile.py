@@ -70,7 +70,10 @@ class Spiked(Tiny):
         return found
 
 
-@pytest.mark.parametrize("backend", ["fx", "eager", "pt2e"])
+@pytest.mark.parametrize(
+    "backend",
+    ["fx", pytest.param("eager", marks=pytest.mark.slow), pytest.param("pt2e", marks=pytest.mark.slow)],
+)
 def test_a_recipe_with_percentiles_ignores_an_outlier(backend):
     spec = Percentile(quantile=0.995, bins=8192)
     recipe = Recipe(backend=backend)
@@ -87,7 +90,10 @@ def test_the_quantile_and_the_bins_take_effect():
     assert len(digests) == 3
 
 
-@pytest.mark.parametrize("backend", ["fx", "eager", "pt2e"])
+@pytest.mark.parametrize(
+    "backend",
+    ["fx", pytest.param("eager", marks=pytest.mark.slow), pytest.param("pt2e", marks=pytest.mark.slow)],
+)
 def test_it_works_inside_of_fake_quantization_and_on_weights(backend):
     recipe = Recipe(backend=backend, training=Training(epochs=1)).with_activations(observer=Percentile())
     assert execute(Tiny(), recipe.with_weights(observer=MovingAverage()), thorough=False).value > 0.7

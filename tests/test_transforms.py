@@ -281,7 +281,7 @@ class Skewed(Tiny):
         return batches(64, 3)
 
 
-@pytest.mark.parametrize("backend", ["fx", "eager", "pt2e"])
+@pytest.mark.parametrize("backend", ["fx", "eager", pytest.param("pt2e", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kinds", [("fold_batch_norm",), ("equalize", "correct_bias")], ids="+".join)
 def test_a_recorded_model_is_rebuilt_with_its_transforms(backend, kinds):
     done = execute(Skewed(), Recipe(backend=backend, transforms=kinds), thorough=False)
@@ -289,6 +289,7 @@ def test_a_recorded_model_is_rebuilt_with_its_transforms(backend, kinds):
     assert torch.equal(built(*done.example), done.model(*done.example))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only", "float16"])
 def test_transforms_go_with_every_mode_that_quantizes(mode):
     recipe = Recipe(transforms=("equalize", "correct_bias")).with_mode(mode)
@@ -307,6 +308,7 @@ def test_transforms_go_with_torchao():
     assert head.own_sqnr_db > plain.own_sqnr_db
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fx", "eager", "pt2e"])
 def test_a_corrected_model_is_exported(backend, tmp_path):
     recipe = Recipe(backend=backend, transforms=("equalize", "correct_bias"))

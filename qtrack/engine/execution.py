@@ -193,7 +193,7 @@ class _Execution:
     def _corrected(self, backend: Backend, model: nn.Module) -> Quantized:
         """Quantized once more with the biases corrected; the reference is the network as it was before."""
         first = self._converted(backend, copy.deepcopy(model))
-        with self._phase("correct bias"):
+        with self._phase("correct"):
             inputs = map(self.task.inputs, self._counted("correct bias", self._calibration(), "calibration"))
             correct_bias(model, first.pair.sites, inputs, self.recipe.non_traceable)
         second = self._converted(backend, model)

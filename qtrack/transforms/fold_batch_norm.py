@@ -26,7 +26,10 @@ def fold_batch_norm(model: nn.Module, whole: Collection[str] = ()) -> None:
 
 
 def unfused_batch_norms(model: nn.Module, non_traceable: Collection[str] = ()) -> list[Normed]:
-    """The BatchNorms that are folded here and that torch.ao leaves, because something stands before them."""
+    """The BatchNorms that are folded here and that torch.ao leaves, because something stands before them.
+
+    Of these torchao's export sees past Identity, and past nothing else.
+    """
     return [pair for pair in normed(parts_of(model, non_traceable)) if pair.between]
 
 

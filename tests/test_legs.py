@@ -7,6 +7,7 @@ import torch
 from tiny import Tiny
 
 from qtrack.backends import load_backend
+from qtrack.backends.observers import Remembers
 from qtrack.errors import BackendError
 from qtrack.numerics import sqnr_db
 from qtrack.recipe import Recipe, Training
@@ -19,10 +20,10 @@ def static(name, **more):
     return Recipe(backend=name, engine=None if name == "pt2e" else "x86", **more)
 
 
-def prepared(name, recipe):
+def prepared(name, recipe, make=None):
     task, backend = Tiny(), load_backend(name)
     example = task.inputs(task.calibration()[0])
-    found = backend.prepare(task.model(), recipe, example)
+    found = backend.prepare(make().eval() if make else task.model(), recipe, example)
     backend.fake_quantize(found, False)
     found.model.eval()
     with torch.no_grad():
@@ -83,3 +84,18 @@ def test_torchao_has_weights_alone():
     assert torch.allclose(alone, backend.convert(found, example).model(*example), atol=1e-4)
     with pytest.raises(BackendError, match="no form alone"):
         backend.reference(found, ["activations"])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_range_is_searched_for_once_until_the_observer_sees_more(name):
+    backend, found, example = prepared(name, static(name))
+    backend.convert(found, example)
+    observers = [module for module in found.model.modules() if isinstance(module, Remembers)]
+    before = [observer.found for observer in observers]
+    backend.reference(found)
+    assert observers
+    assert all(observer.found is one for observer, one in zip(observers, before, strict=True))
+    with torch.no_grad():
+        found.model(*(3 * one for one in example))
+    backend.convert(found, example)
+    assert not any(observer.found is one for observer, one in zip(observers, before, strict=True))

@@ -50,7 +50,7 @@ def emulated_pair(reference: nn.Module, pair: Pair) -> Pair:
     """The pair with the reference form of the quantized network in place of the float one."""
     graph = getattr(reference, "program", reference)  # an export holds its graph inside
     runner = Program(graph) if isinstance(graph, GraphModule) else HookedModel(reference)
-    return Pair(runner, pair.actual, pair.sites)
+    return Pair(runner, pair.actual, pair.sites, pair.moves)
 
 
 __all__ = [

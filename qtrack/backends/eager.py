@@ -33,6 +33,7 @@ from qtrack.backends.eager_stubs import STUBS, Ends, has_stubs, place, respect
 from qtrack.backends.engines import quiet
 from qtrack.backends.finishing import finish
 from qtrack.backends.fx_pairing import qparams_of
+from qtrack.backends.observers import search_ranges
 from qtrack.backends.sameness import computes_the_same
 from qtrack.backends.torch_ao import (
     fake_quantize,
@@ -87,6 +88,7 @@ class EagerBackend:
 
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         details: _Details = prepared.details
+        search_ranges(prepared.model)
         reference = _in_float(prepared)
         try:
             with quiet():

@@ -7,7 +7,7 @@ a fused layer ends, in a float model that is not fused itself, where the last of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def pair_modules(
     ran = _called(other, quantized, example, names, closed)
     found = _Found(reference, quantized, names, called, ran)
     sites = (_site(index, node, found) for index, node in enumerate(called))
-    return Pair(one, other, tuple(site for site in sites if site is not None))
+    return Pair(one, other, tuple(site for site in sites if site is not None), dict(_moves(found)))
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,16 @@ def _site(index: int, node: str, found: _Found) -> Site | None:
         weight=folded_weight(module, bn),
         actual_weight=dequantized_weight(actual),
     )
+
+
+def _moves(found: _Found) -> Iterator[tuple[str, str]]:
+    """Modules that hand on integers and add no error of their own."""
+    for node, step in found.ran.items():
+        name = found.names.of(node)
+        user = found.names.modules.get(name.partition("#")[0])
+        quantized = isinstance(step.output, Tensor) and step.output.is_quantized
+        if user is not None and quantized and moves_data(user.type):
+            yield name, node
 
 
 def _swallowed(after: Sequence[str], found: _Found) -> list[str]:

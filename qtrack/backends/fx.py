@@ -30,6 +30,7 @@ from qtrack.backends.fx_functions import add_overrides, calls_in, hold_float
 from qtrack.backends.fx_pairing import Names, pair_graphs, qparams_of
 from qtrack.backends.fx_reference import one_sided, recorded_reference, take_parameters
 from qtrack.backends.fx_tracing import explain, untraceable
+from qtrack.backends.observers import search_ranges
 from qtrack.backends.torch_ao import (
     fake_quantize,
     first_line,
@@ -86,6 +87,7 @@ class FxBackend:
             raise BackendError(explain(cause, model, opaque)) from cause
 
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
+        search_ranges(prepared.model)
         reference = without_quantization(_copy(prepared.model))
         details: Assignment = prepared.details
         try:

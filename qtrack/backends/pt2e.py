@@ -22,6 +22,7 @@ from qtrack.backends.aten import Layer, layers_of, name_after_weights
 from qtrack.backends.base import BOTH, Prepared, Quantized, Side, has_weights
 from qtrack.backends.export import exported
 from qtrack.backends.messages import first_line, unheard
+from qtrack.backends.observers import search_ranges
 from qtrack.backends.pt2e_graph import (
     Exported,
     batch_norm,
@@ -90,6 +91,7 @@ class Pt2eBackend:
 
     def convert(self, prepared: Prepared, example: Inputs) -> Quantized:
         details: _Details = prepared.details
+        search_ranges(prepared.model)
         try:
             with unheard():
                 converted = self._converted(prepared)

@@ -220,7 +220,7 @@ class _Tally:
 
     def _add_measures(self, floats: list[Tensor], values: list[Tensor], size: int) -> None:
         for name, measure in self.options.measures.items():
-            found = float(measure(floats[0].float(), _plain(values[0])))
+            found = float(measure(floats[0].float(), plain(values[0])))
             self.measured[name] = self.measured.get(name, 0.0) + found * size
 
     def all_samples(self) -> NDArray[np.float64]:
@@ -276,7 +276,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 
 
-def _plain(value: Tensor) -> Tensor:
+def plain(value: Tensor) -> Tensor:
+    """In float."""
     return value.dequantize() if value.is_quantized else value.float()
 
 

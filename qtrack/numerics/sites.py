@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -41,6 +42,8 @@ class Pair:
     reference: Runner
     actual: Runner
     sites: tuple[Site, ...]
+    moves: Mapping[str, str] = field(default_factory=dict)
+    """Layers that move or cut off integers, which are no sites: the quantized graph's node, by name."""
 
 
 OUTPUTS = Site(-1, "", "output", "float32", 0, OUTPUT, OUTPUT, OUTPUT)

@@ -79,11 +79,16 @@ def inspect_splits(task: Task, monitor: Monitor = SILENT) -> dict[str, SplitInfo
 
 def inspect_split(task: Task, split: Split) -> SplitInfo:
     """Read a split once; raises DataError where it is empty or broken."""
+    return split_info(task, split, batches_of(task, split))
+
+
+def split_info(task: Task, split: Split, batches: Iterable[Batch]) -> SplitInfo:
+    """What these batches of a split hold; raises DataError where there are none."""
     digests: list[str] = []
     classes: Counter[int] = Counter()
     labelled = hashlib.sha256()
     sizes = []
-    for batch in batches_of(task, split):
+    for batch in batches:
         sizes.append(size_of(batch))
         digests += _sample_digests(task.inputs(batch), sizes[-1])
         labels = task.labels(batch)
@@ -140,7 +145,7 @@ def calibration_batches(
     if choice.samples is None:
         return read()
     keep = _chosen(task, read, choice, choice.seed if choice.seed is not None else seed)
-    return _selected(read(), keep, choice.samples)
+    return selected(read(), keep, choice.samples)
 
 
 def _reader(task: Task, choice: Calibration, seed: int) -> Callable[[], Iterator[Batch]]:
@@ -178,6 +183,8 @@ def _chosen(
         order = _by_turns(order, labels)
     if choice.choice == "outlier_inclusive":
         order = _extremes_first(order, inputs, choice.samples // 2)
+    if choice.choice == "typical":
+        order = _extremes_first(order, inputs, len(order))[::-1]
     return set(order[: choice.samples].tolist())
 
 
@@ -222,8 +229,8 @@ def _by_turns(order: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.n
     return order[np.argsort(rank, kind="stable")]
 
 
-def _selected(batches: Iterable[Batch], keep: Container[int], count: int) -> Iterator[Batch]:
-    """Those to keep; not read on once there are so many."""
+def selected(batches: Iterable[Batch], keep: Container[int], count: int) -> Iterator[Batch]:
+    """The samples at these positions, in the batches that they come in; read until there are so many."""
     position, taken = 0, 0
     for batch in batches:
         size = size_of(batch)

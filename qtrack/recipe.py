@@ -315,13 +315,14 @@ def bare_name(function: str) -> str:
     return name.removeprefix("i") if name in ("iadd", "imul") else name
 
 
-Choice = Literal["first", "random", "class_balanced", "outlier_inclusive"]
+Choice = Literal["first", "random", "class_balanced", "outlier_inclusive", "typical"]
 
 
 class Calibration(Frozen):
     """Which samples the observers see; ``samples`` None means all.
 
-    ``outlier_inclusive`` takes half of them by chance and half as those whose inputs are most extreme.
+    ``outlier_inclusive`` takes half of them by chance and half as those whose inputs are most extreme,
+    ``typical`` those whose inputs are least so.
     """
 
     source: Literal["calibration", "training"] = Field(

@@ -264,6 +264,12 @@ def test_outlier_inclusive_calibration_is_half_extremes_and_half_chance():
     assert len(positions(samples=100, choice="outlier_inclusive")) == 64
 
 
+def test_typical_calibration_leaves_out_the_extremes():
+    found = positions(samples=60, choice="typical")
+    assert len(found) == 60
+    assert not {5, 37} & set(found)
+
+
 def test_inputs_that_are_all_alike_are_chosen_by_chance():
     alike = variant(inputs=lambda self, batch: (torch.zeros(len(batch[0]), 3, dtype=torch.long),))
     found = [positions(alike, seed=seed, samples=20, choice="outlier_inclusive") for seed in (0, 1)]

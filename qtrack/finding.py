@@ -6,9 +6,13 @@ accuracy debugging, and two that it takes for granted: nothing is wrong, and the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from qtrack.errors import StoreError
 from qtrack.recipe import Recipe
@@ -90,6 +94,10 @@ class Finding:
         """Share of the lost metric that its best remedy is expected to win back."""
         return max((remedy.gain for remedy in self.remedies), default=0.0)
 
+    def having(self, **changes: Any) -> Finding:
+        """A copy with these fields changed."""
+        return replace(self, **changes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return {**asdict(replace(self, remedies=())), "remedies": [r.to_dict() for r in self.remedies]}
@@ -154,34 +162,29 @@ class Diagnosis:
 
 
 def diagnosis_from(data: Mapping[str, Any]) -> Diagnosis:
-    """Read ``to_dict``'s form again; raises StoreError where it is not one."""
+    """Read ``to_dict``'s form again; raises StoreError where it is not one.
+
+    JSON has no NaN or infinity: where a number is null, it is NaN.
+    """
     try:
-        fields = {name: data[name] for name in Diagnosis.__dataclass_fields__}
-        return Diagnosis(
-            **fields
-            | {
-                "drop": Drop(**data["drop"]),
-                "legs": Legs(**data["legs"]),
-                "findings": tuple(map(_finding, data["findings"])),
-                "remedies": tuple(map(_remedy, data["remedies"])),
-            }
-        )
+        numbers = {name: _number(data[name]) for name in ("value", "float_value")}
+        drop = {name: _number(value) for name, value in data["drop"].items()}
+        return _adapter().validate_python({**data, **numbers, "drop": drop})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"not a recorded diagnosis: {error!r:.250}") from error
+        raise StoreError(f"not a recorded diagnosis: {_first(error):.250}") from error
 
 
-def _finding(data: Mapping[str, Any]) -> Finding:
-    fields = {name: data[name] for name in Finding.__dataclass_fields__}
-    parts = {
-        "figures": tuple(Figure(**figure) for figure in data["figures"]),
-        "layers": tuple(data["layers"]),
-        "remedies": tuple(map(_remedy, data["remedies"])),
-    }
-    return Finding(**fields | parts)
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
-def _remedy(data: Mapping[str, Any]) -> Remedy:
-    fields = {name: data[name] for name in Remedy.__dataclass_fields__}
-    recipe = None if data["recipe"] is None else Recipe.model_validate(data["recipe"])
-    worked = None if data["worked"] is None else Worked(**data["worked"])
-    return Remedy(**fields | {"recipe": recipe, "worked": worked})
+@cache
+def _adapter() -> TypeAdapter[Diagnosis]:
+    return TypeAdapter(Diagnosis)
+
+
+def _first(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return repr(error)
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

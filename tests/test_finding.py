@@ -1,6 +1,7 @@
 """Findings and diagnoses as plain data."""
 
 import json
+import math
 
 import pytest
 
@@ -57,8 +58,33 @@ def test_what_worked_earlier_moves_the_worth_of_a_remedy():
     assert search.worth == pytest.approx((2 * 0.9 + 2) / 5 / 5.0)
 
 
-@pytest.mark.parametrize("damage", [{}, {"findings": 3}, {"drop": {"value": 1}}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"findings": 3},
+        {"drop": {"value": 1}},
+        {"text": 5},
+        {"category": "well"},
+        {
+            "findings": [
+                {"check": "x", "severity": "fault", "text": "x", "figures": [{"name": 1, "value": {}}]}
+            ]
+        },
+        {"remedies": [{"stage": "x", "gain": "much"}]},
+        {"remedies": [{"stage": "x", "recipe": {"backend": "none"}}]},
+    ],
+)
 def test_what_is_no_diagnosis_is_refused(damage):
     data = diagnosis().to_dict() | damage if damage else {"version": 1}
     with pytest.raises(StoreError, match="not a recorded diagnosis"):
         diagnosis_from(data)
+
+
+def test_what_json_cannot_hold_is_read_as_no_number():
+    data = diagnosis().to_dict()
+    data |= {"value": None, "drop": data["drop"] | {"high": None}}
+    found = diagnosis_from(data)
+    assert math.isnan(found.value)
+    assert math.isnan(found.drop.high)
+    assert found.drop.low == 0.5

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from qtrack.engine.execution import check_forward, execute, rebuild, settled, torch_threads
+from qtrack.engine.execution import (
+    Parts,
+    check_forward,
+    execute,
+    quantize,
+    rebuild,
+    settled,
+    torch_threads,
+)
 from qtrack.engine.training import Checkpoint
 
-__all__ = ["Checkpoint", "check_forward", "execute", "rebuild", "settled", "torch_threads"]
+__all__ = [
+    "Checkpoint",
+    "Parts",
+    "check_forward",
+    "execute",
+    "quantize",
+    "rebuild",
+    "settled",
+    "torch_threads",
+]

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from qtrack.engine.measure import latency, size_bytes
 from qtrack.engine.packed import load
 from qtrack.engine.training import Checkpoint, train
 from qtrack.environment import has_vnni
-from qtrack.errors import DataError, TaskError
+from qtrack.errors import DataError, RecipeError, TaskError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.numerics import Comparison, Options, Pair, compare, histograms
 from qtrack.outcome import Cost, Latency, Outcome
@@ -95,6 +95,36 @@ def execute(
         return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(baseline, thorough=thorough)
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A quantized model, and what it was made of."""
+
+    backend: Backend
+    prepared: Prepared
+    """Calibrated, and trained where the recipe says so."""
+    quantized: Quantized
+    forward_samples: int
+
+
+def quantize(
+    task: Task,
+    recipe: Recipe,
+    monitor: Monitor = SILENT,
+    *,
+    sizes: Mapping[str, int] | None = None,
+) -> Parts:
+    """Build the quantized model that the recipe says, measure nothing, and keep its parts.
+
+    Raises what ``execute`` raises, and RecipeError where the recipe quantizes nothing.
+    """
+    recipe = settled(recipe)
+    check(recipe)
+    if not recipe.quantizes:
+        raise RecipeError("recipe: it leaves all in float")
+    with using_engine(recipe.engine):
+        return _Execution(task, recipe, monitor, sizes or {}, None).parts()
+
+
 def rebuild(task: Task, recipe: Recipe, state: dict[str, Any]) -> nn.Module:
     """The recipe's model with a recorded ``state_dict``, unpacked, in place of calibration and training."""
     recipe = settled(recipe)
@@ -145,7 +175,7 @@ class _Execution:
     def run(self, baseline: Outcome | None, *, thorough: bool) -> Outcome:
         torch.manual_seed(self.recipe.seed)
         floating = self.task.model().eval()
-        quantized = self._quantize(floating) if self.recipe.quantizes else None
+        quantized = self._quantize(floating).quantized if self.recipe.quantizes else None
         model = quantized.model if quantized else floating
         with self._phase("evaluate"):
             validation = self._evaluate(model, "validation")
@@ -178,28 +208,32 @@ class _Execution:
             warnings=tuple(self.warnings),
         )
 
-    def _quantize(self, model: nn.Module) -> Quantized:
+    def parts(self) -> Parts:
+        torch.manual_seed(self.recipe.seed)
+        return self._quantize(self.task.model().eval())
+
+    def _quantize(self, model: nn.Module) -> Parts:
         backend = load_backend(self.recipe.backend)
         with self._phase("prepare"):
             model = transformed(model, self.recipe, self.example)
         self.warnings += _reduce_range_warning(self.recipe)
-        if self.recipe.applies("correct_bias"):
-            quantized = self._corrected(backend, model)
-        else:
-            quantized = self._converted(backend, model)
-        self.warnings += quantized.warnings
-        return quantized
+        corrects = self.recipe.applies("correct_bias")
+        parts = (self._corrected if corrects else self._converted)(backend, model)
+        self.warnings += parts.quantized.warnings
+        return parts
 
-    def _corrected(self, backend: Backend, model: nn.Module) -> Quantized:
+    def _corrected(self, backend: Backend, model: nn.Module) -> Parts:
         """Quantized once more with the biases corrected; the reference is the network as it was before."""
-        first = self._converted(backend, copy.deepcopy(model))
+        before = self._converted(backend, copy.deepcopy(model)).quantized.pair
         with self._phase("correct"):
             inputs = map(self.task.inputs, self._counted("correct bias", self._calibration(), "calibration"))
-            correct_bias(model, first.pair.sites, inputs, self.recipe.non_traceable)
-        second = self._converted(backend, model)
-        return replace(second, pair=Pair(first.pair.reference, second.pair.actual, second.pair.sites))
+            correct_bias(model, before.sites, inputs, self.recipe.non_traceable)
+        parts = self._converted(backend, model)
+        after = parts.quantized.pair
+        pair = Pair(before.reference, after.actual, after.sites, after.moves)
+        return replace(parts, quantized=replace(parts.quantized, pair=pair))
 
-    def _converted(self, backend: Backend, model: nn.Module) -> Quantized:
+    def _converted(self, backend: Backend, model: nn.Module) -> Parts:
         with self._phase("prepare"):
             prepared = backend.prepare(model, self.recipe, self.example)
         with self._phase("calibrate"):
@@ -210,7 +244,7 @@ class _Execution:
                     self.task, backend, prepared, self.recipe, self.monitor, self.checkpoint
                 )
         with self._phase("convert"):
-            return backend.convert(prepared, self.example)
+            return Parts(backend, prepared, backend.convert(prepared, self.example), self.forwards)
 
     def _calibrate(self, backend: Backend, prepared: Prepared) -> None:
         """Show the observers the chosen samples, with quantization off."""

@@ -5,12 +5,13 @@ Plain data and protocols: the ledger implements them, and so does a recorder in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qtrack.data import SplitInfo
+from qtrack.finding import Diagnosis, Worked
 from qtrack.outcome import Cost, Outcome
 from qtrack.pipeline import Plan, StageSpec
 from qtrack.recipe import Recipe
@@ -41,6 +42,8 @@ class Known:
     outcome: Outcome
     cost: Cost
     """Of the stage with its search."""
+    diagnosis: Diagnosis | None = None
+    """None where it was not diagnosed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,10 @@ class StageResult:
     """Digest of all that the stage was asked with; None where not all of it can be known by content."""
     known: Known | None = None
     """The finished stage that this one refers to, instead of having been executed."""
+    diagnosis: Diagnosis | None = None
+    """What was found about it, if a stage after it asked for that."""
+    diagnosing: Cost | None = None
+    """What it spent on a diagnosis of the stage that it started from."""
 
     @property
     def outcome(self) -> Outcome:
@@ -65,10 +72,12 @@ class StageResult:
 
     @property
     def cost(self) -> Cost:
-        """Of the stage with its search, whenever that was."""
+        """Of the stage with its search and its diagnosis, whenever that was."""
         if self.known:
             return self.known.cost
-        return sum((probe.outcome.cost for probe in self.probes), self.outcome.cost)
+        spent = [probe.outcome.cost for probe in self.probes]
+        spent += [self.diagnosing] if self.diagnosing else []
+        return sum(spent, self.outcome.cost)
 
 
 class StageRecord(Protocol):
@@ -101,6 +110,9 @@ class CampaignRecord(Protocol):
     def refer(self, result: StageResult) -> None:
         """A stage that was not executed: what is known stands for it."""
 
+    def diagnosed(self, result: StageResult, found: Diagnosis) -> None:
+        """What was found about a stage that has come to its end, here or in an earlier campaign."""
+
     def summary(self, results: Sequence[StageResult]) -> None:
         """What all stages came to."""
 
@@ -113,3 +125,6 @@ class Recorder(Protocol):
 
     def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
         """The finished stage that was asked the same, or came from the same ingredients, if there is one."""
+
+    def worked(self) -> Callable[[str], Mapping[str, Worked]]:
+        """Says of a cause how often each stage, by its function, has worked in earlier campaigns."""

@@ -1,7 +1,7 @@
 """One run's record on local disk, complete there before MLflow is told.
 
     run.json       the store, the experiment, the run's name, tags and start; its id once MLflow has given one
-    000003.json    an entry: values, data sets, a folder of files, or the run's end
+    000003.json    an entry: values, data sets, a folder of files, an addition to an ended run, or the end
     000003/        the files of that entry
     lock           held by the process that writes
 
@@ -45,6 +45,8 @@ class Header:
     tags: Mapping[str, str]
     started_ms: int
     run_id: str | None = None
+    adds_to: str | None = None
+    """The record of an ended run, which this adds to and does not end; empty where it has no name."""
 
 
 class Journal:
@@ -124,7 +126,7 @@ class Journal:
 
     def ended(self) -> bool:
         """Has the run come to its end?"""
-        return any(entry["kind"] == "end" for _, entry in self.entries())
+        return any(entry["kind"] in ("end", "close") for _, entry in self.entries())
 
     def last_written_ms(self) -> int:
         """When the process that wrote was last seen to."""

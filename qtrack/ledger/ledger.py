@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
 from qtrack.ledger import models, registry
 from qtrack.ledger.artifacts import Artifacts, corrupt, shown
+from qtrack.ledger.diagnoses import ended, read_diagnosis, write_diagnosis
 from qtrack.ledger.files import read_json, read_layers
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
@@ -21,11 +23,12 @@ from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorde
 from qtrack.ledger.room import check_room
 from qtrack.ledger.rows import RunRow
 from qtrack.ledger.spool import Recovered, Spool
-from qtrack.ledger.store import Store, open_store
+from qtrack.ledger.store import Store, may_exist, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.tags import tags_of
 from qtrack.ledger.timeline import timeline
 from qtrack.ledger.views import share
+from qtrack.ledger.worked import tried_remedies
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
@@ -36,6 +39,7 @@ log = logging.getLogger("qtrack")
 if TYPE_CHECKING:
     from torch import nn
 
+    from qtrack.finding import Diagnosis, Worked
     from qtrack.ledger.registry import Promotion
     from qtrack.ledger.write import Figures, Report
     from qtrack.pipeline import Pipeline
@@ -73,6 +77,11 @@ class Ledger:
         with the campaign. Raises StoreError, in seconds.
         """
         return cls(open_store(uri, folder), figures, report)
+
+    @classmethod
+    def open_existing(cls, uri: str | None = None) -> Ledger | None:
+        """The same, only to read; None where there is no database yet, which is not made."""
+        return cls(open_store(uri)) if may_exist(uri) else None
 
     @property
     def uri(self) -> str:
@@ -124,7 +133,15 @@ class Ledger:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise corrupt(run, "the record", error) from error
         stage, campaign, key = (run.tags.get(tag, "") for tag in (Tag.STAGE, Tag.CAMPAIGN, Tag.EXECUTION))
-        return Known(run.run_id, stage, campaign, key, kept.outcome, kept.cost)
+        return Known(run.run_id, stage, campaign, key, kept.outcome, kept.cost, self._known_diagnosis(run))
+
+    def _known_diagnosis(self, run: RunRow) -> Diagnosis | None:
+        """A damaged one is no reason to execute the stage again."""
+        try:
+            return read_diagnosis(self._artifacts, run)
+        except StoreError as error:
+            log.warning("%s", error)
+            return None
 
     def sync(self) -> list[Recovered]:
         """Send what earlier processes could not, in order and each value once."""
@@ -264,6 +281,35 @@ class Ledger:
     def reproduction(self, recorded: Recorded) -> AbstractContextManager[ReproductionWriter]:
         """Open the record of a stage's second execution."""
         return recorded_reproduction(self._spool, self._run(recorded.run_id), recorded)
+
+    def record_diagnosis(self, reference: str, found: Diagnosis) -> None:
+        """Keep it with the run that it is about, in the place of an earlier one."""
+        run = self._run(reference)
+        if run.status != "FINISHED":
+            raise StoreError(f"the run {shown(run)} has not finished: a diagnosis is not recorded with it")
+        with self._spool.session(), self._spool.begun():
+            write_diagnosis(self._spool, ended(run), found)
+
+    def diagnosis(self, reference: str) -> Diagnosis | None:
+        """What was found about a run; None where it was not diagnosed."""
+        return read_diagnosis(self._artifacts, self._run(reference))
+
+    def worked(self, experiment: str | None = None) -> Callable[[str], Mapping[str, Worked]]:
+        """Says of a cause how often each stage, by its function, has won back half of the drop or more.
+
+        The store is asked once, when a cause is; one that does not answer knows nothing, with a warning.
+        """
+
+        @cache
+        def tried() -> Mapping[str, Mapping[str, Worked]]:
+            try:
+                with self._spool.asking():
+                    return tried_remedies(timeline(self._reader, list(self._experiments(experiment))))
+            except (StoreError, RunNotFound) as error:
+                log.warning("what worked in earlier runs is not known: %s", error)
+                return {}
+
+        return lambda cause: tried().get(cause, {})
 
     def _fingerprint(self, run: RunRow) -> dict[str, Any]:
         try:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from qtrack.ledger.names import TARGET_MET
 
 if TYPE_CHECKING:
+    from qtrack.finding import Diagnosis
     from qtrack.ledger.strategy import Strategy
     from qtrack.records import StageResult
 
+DIAGNOSIS = "Diagnosis:"
 _TARGET = {
     True: "The target is met.",
     False: "The target is missed.",
@@ -34,6 +36,23 @@ def stage_note(campaign: str, result: StageResult) -> str:
     if outcome.warnings:
         lines.append(f"{len(outcome.warnings)} warnings: `log.txt`.")
     return "\n\n".join(lines)
+
+
+def diagnosis_note(found: Diagnosis) -> str:
+    """A diagnosed stage's paragraph: the kind of error, what it comes from, and what is best tried next."""
+    said = f"{DIAGNOSIS} **{_cell(found.category)}**: {_cell(found.text)}."
+    if found.cause:
+        said += f" Cause: {_cell(found.cause)}."
+    if found.remedies:
+        said += f" First remedy: {_code(found.remedies[0].stage)}."
+    return f"{said} All of it: `diagnosis.json`."
+
+
+def amended(note: str, paragraph: str) -> str:
+    """The note with this paragraph, in the place of one that begins with the same word."""
+    word = paragraph.split()[0]
+    kept = [part for part in note.split("\n\n") if part and part.split()[:1] != [word]]
+    return "\n\n".join([*kept, paragraph])
 
 
 def campaign_note(campaign: str, results: Sequence[StageResult]) -> str:

@@ -22,13 +22,13 @@ from qtrack.ledger.logs import Lines
 from qtrack.ledger.masking import mask_secrets
 from qtrack.ledger.metrics import Point
 from qtrack.ledger.names import File, metric_key
-from qtrack.ledger.spool import Spool
+from qtrack.ledger.sending import MAX_TAG
+from qtrack.ledger.spool import Ended, Spool
 
 log = logging.getLogger("qtrack")
 
 FLUSH_POINTS = 200
 FLUSH_S = 5.0
-MAX_TAG = 8000
 
 
 class OpenRun:
@@ -49,6 +49,12 @@ class OpenRun:
     def id(self) -> str | None:
         """As MLflow gave it; None as long as the store is away."""
         return self._journal.run_id
+
+    @property
+    def ended(self) -> Ended:
+        """As one that something is added to after its end."""
+        header = self._journal.header
+        return Ended(header.experiment, header.name, header.run_id, header.record)
 
     @contextmanager
     def kept(self) -> Iterator[Self]:

@@ -17,12 +17,15 @@ from mlflow.exceptions import MlflowException
 
 from qtrack.errors import StoreError
 from qtrack.ledger.client_source import tagged
-from qtrack.ledger.journal import Entry, Journal
+from qtrack.ledger.journal import Entry, Header, Journal
 from qtrack.ledger.names import Shown, Tag
+from qtrack.ledger.notes import amended
 from qtrack.ledger.store import Store
 
 TAKEN = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entry")
 """What SQLite, PostgreSQL and MySQL say where MLflow finds no row, and is too late to add it."""
+SAID = {"values": "the metrics", "inputs": "the data sets", "files": "the files", "amend": "the diagnosis"}
+MAX_TAG = 8000
 BATCH = 800  # MLflow takes 1,000 values a call, of which 100 may be tags and 100 params
 
 
@@ -36,7 +39,7 @@ def send(journal: Journal, store: Store) -> int:
         with store.calling(f"record {_said(entry)} of the run {journal.header.name!r}") as client:
             SENDERS[entry["kind"]](client, str(journal.run_id), entry, journal.folder)
         count += 1
-        if entry["kind"] == "end":
+        if entry["kind"] in ("end", "close"):
             journal.remove()
         else:
             journal.sent(path)
@@ -45,6 +48,9 @@ def send(journal: Journal, store: Store) -> int:
 
 def _create(journal: Journal, store: Store) -> None:
     header = journal.header
+    if header.adds_to is not None:
+        journal.created(_ended(store, header))
+        return
     with store.calling(f"open the run {header.name!r}") as client:
         found = _found(client, header.experiment, header.record) if journal.asked else None
         journal.asked = True
@@ -55,15 +61,22 @@ def _create(journal: Journal, store: Store) -> None:
     journal.created(run_id)
 
 
+def _ended(store: Store, header: Header) -> str:
+    """The run that is added to, which the store has by now: its own journal is older, and sent before."""
+    with store.calling(f"find the run {header.name!r}") as client:
+        found = _found(client, header.experiment, str(header.adds_to))
+        if found is None:
+            raise StoreError(f"the run {header.name!r} is not in the store: nothing can be added to it")
+        return found
+
+
 def _found(client: MlflowClient, experiment: str, record: str) -> str | None:
     runs = client.search_runs([experiment], tagged(Tag.RECORD, record), max_results=1)
     return runs[0].info.run_id if runs else None
 
 
 def _said(entry: Entry) -> str:
-    return {"values": "the metrics", "inputs": "the data sets", "files": "the files"}.get(
-        entry["kind"], "the end"
-    )
+    return SAID.get(entry["kind"], "the end")
 
 
 def _values(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
@@ -98,6 +111,20 @@ def _files(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
     client.log_artifacts(run, str(source))
 
 
+def _amend(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
+    """New tags in the place of all that are listed, and a paragraph of the note in that of the one before."""
+    tags = client.get_run(run).data.tags
+    for name in {*entry["names"]} & {*tags} - {*entry["tags"]}:
+        client.delete_tag(run, name)
+    note = amended(tags.get(Shown.NOTE, ""), entry["paragraph"])
+    changed = {**entry["tags"], Shown.NOTE: note}
+    client.log_batch(run, tags=[RunTag(name, value[:MAX_TAG]) for name, value in changed.items()])
+
+
+def _close(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
+    """What was added is all there; the run's own end stays as it is."""
+
+
 def _end(client: MlflowClient, run: str, entry: Entry, folder: Path) -> None:
     client.set_terminated(run, entry["status"], entry["ended_ms"])
 
@@ -106,5 +133,7 @@ SENDERS: Mapping[str, Callable[[MlflowClient, str, Entry, Path], Any]] = {
     "values": _values,
     "inputs": _inputs,
     "files": _files,
+    "amend": _amend,
+    "close": _close,
     "end": _end,
 }

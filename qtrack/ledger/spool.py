@@ -40,6 +40,17 @@ class Recovered(NamedTuple):
     """Why the rest still waits; empty where the store has it all."""
 
 
+class Ended(NamedTuple):
+    """A run that something is added to after its end."""
+
+    experiment: str
+    name: str
+    run_id: str | None
+    """None as long as the store has not been told of it."""
+    record: str
+    """Its record's name, by which it is found then."""
+
+
 class Spool:
     """Opens runs, and sends what they record."""
 
@@ -73,7 +84,16 @@ class Spool:
 
     def open(self, experiment: str, name: str, tags: Mapping[str, str]) -> Journal:
         """A run's journal, and the run in MLflow where that can be reached."""
-        header = Header(uuid.uuid4().hex, str(self.store), experiment, name, dict(tags), now_ms())
+        return self._begin(Header(uuid.uuid4().hex, str(self.store), experiment, name, dict(tags), now_ms()))
+
+    def add_to(self, run: Ended) -> Journal:
+        """A journal of what is added to a run that has ended, or will have when this one is sent."""
+        record, store = uuid.uuid4().hex, str(self.store)
+        return self._begin(
+            Header(record, store, run.experiment, run.name, {}, now_ms(), run.run_id, run.record)
+        )
+
+    def _begin(self, header: Header) -> Journal:
         journal = Journal.create(self.folder, header)
         self._journals.append(journal)
         self.send()
@@ -167,7 +187,9 @@ class Spool:
         if header.store != str(self.store):
             journal.leave()
             return Recovered(header.name, header.run_id, 0, f"it belongs to {header.store}")
-        if not journal.ended():
+        if not journal.ended() and header.adds_to is not None:
+            journal.append("close")
+        elif not journal.ended():
             journal.append("end", status="KILLED", ended_ms=journal.last_written_ms())
         try:
             count = send(journal, self.store)

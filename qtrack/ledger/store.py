@@ -108,6 +108,12 @@ def open_store(uri: str | None = None, folder: Path | None = None) -> Store:
     return Store(uri, client, time.perf_counter() - started)
 
 
+def may_exist(uri: str | None = None) -> bool:
+    """Is the store that ``open_store`` would open there already, or none that it would make?"""
+    path = sqlite_path(_absolute(uri or _default_uri(None)))
+    return path is None or path.exists()
+
+
 def _opened(uri: str) -> MlflowClient:
     """Where processes could create a database together, one after the other."""
     path = sqlite_path(uri)

@@ -53,6 +53,8 @@ class Strategy:
     """The campaign that executed it, where this one only refers to its run."""
     forward_samples: int | None
     """Samples that went through a model, whatever for."""
+    cause: str | None
+    """What a diagnosis found wrong first of all; ``verdict`` has the kind of error."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -94,6 +96,7 @@ def strategy_of(run: RunRow, experiment: str) -> Strategy:
         experiment=experiment,
         origin=tags.get(Tag.ORIGIN),
         forward_samples=metrics.whole(Metric.FORWARD_SAMPLES),
+        cause=tags.get(Tag.CAUSE),
     )
 
 

@@ -19,6 +19,7 @@ import yaml
 from qtrack.errors import StoreError
 from qtrack.ingredients import execution_key
 from qtrack.ledger import models
+from qtrack.ledger.diagnoses import diagnosis_tags, write_diagnosis
 from qtrack.ledger.files import masked, plain, write_json, write_recipe, write_results, write_text
 from qtrack.ledger.journal import now_ms
 from qtrack.ledger.logs import Lines, captured
@@ -30,13 +31,14 @@ from qtrack.ledger.preflight import disk_is_full
 from qtrack.ledger.references import reference_of
 from qtrack.ledger.rows import RunRow
 from qtrack.ledger.run import OpenRun
-from qtrack.ledger.spool import Spool
+from qtrack.ledger.spool import Ended, Spool
 from qtrack.ledger.strategy import Strategy, strategy_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from qtrack.data import SplitInfo
+    from qtrack.finding import Diagnosis
     from qtrack.pipeline import StageSpec
     from qtrack.recipe import Recipe
     from qtrack.records import Setting, StageResult
@@ -80,6 +82,8 @@ class CampaignWriter:
         self.fingerprint = task_fingerprint(setting)
         self.stage_of_recipe: dict[str, str] = {}
         self.results: Sequence[StageResult] = ()
+        self.runs: dict[str, OpenRun] = {}
+        """Of the stages that were executed, by their names."""
         self.experiment = spool.store.experiment_for(setting.plan.task.name)
         self.run = OpenRun(spool, self.experiment, self.id, self.tags(CAMPAIGN), lines)
 
@@ -128,6 +132,14 @@ class CampaignWriter:
         self.stage_of_recipe[result.outcome.recipe.digest] = result.name
         self.run.log(tags={f"{Tag.REFERS}{result.index}": reference_of(result).to_json()})
 
+    def diagnosed(self, result: StageResult, found: Diagnosis) -> None:
+        """With the stage's own run, wherever that is."""
+        if result.known:
+            run = Ended(self.experiment, result.known.stage, result.known.run_id, "")
+        else:
+            run = self.runs[result.name].ended
+        write_diagnosis(self.spool, run, found)
+
     def summary(self, results: Sequence[StageResult]) -> None:
         """Kept until the end: this may be called while an exception is on its way."""
         self.results = tuple(results)
@@ -139,6 +151,7 @@ class CampaignWriter:
     def _strategy(self, result: StageResult) -> Strategy:
         tags = self.tags(STAGE) | _recipe_tags(result.outcome.recipe) | _result_tags(result)
         tags |= {Tag.STAGE: result.name, Tag.INDEX: str(result.index)}
+        tags |= diagnosis_tags(result.diagnosis) if result.diagnosis else {}
         run_id = result.known.run_id if result.known else ""
         metrics = {point.key: point.value for point in points_of(result)}
         run = RunRow(run_id, result.name, self.experiment, "FINISHED", now_ms(), tags, metrics)
@@ -190,7 +203,7 @@ class StageWriter:
             return
         campaign = self.campaign
         opened = OpenRun(campaign.spool, campaign.experiment, self.spec.name, self._tags(), campaign.lines)
-        self._run = self._stack.enter_context(opened.kept())
+        self._run = campaign.runs[self.spec.name] = self._stack.enter_context(opened.kept())
         campaign.lines.note(f"stage {self.spec.name!r} begins: run {self.run.id or 'not in the store yet'}")
         self.run.datasets([_dataset(campaign.setting, split) for split in campaign.setting.splits.values()])
         with self.run.files() as folder:
@@ -198,7 +211,7 @@ class StageWriter:
 
     def _tags(self) -> dict[str, str]:
         tags = self.campaign.tags(STAGE) | _recipe_tags(self.campaign.setting.plan.pipeline.recipe)
-        tags |= {Tag.STAGE: self.spec.name, Tag.INDEX: str(self.index)}
+        tags |= {Tag.STAGE: self.spec.name, Tag.INDEX: str(self.index), Tag.USE: self.spec.use}
         return tags | ({Tag.STARTED_FROM: self.spec.start} if self.spec.start else {})
 
     def recipe(self, recipe: Recipe, previous: Recipe | None) -> None:

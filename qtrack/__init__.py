@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qtrack.api import load, run
+    from qtrack.api import diagnose, load, run
     from qtrack.engine import execute
     from qtrack.errors import QtrackError
     from qtrack.ledger import Ledger
@@ -29,6 +29,7 @@ _HOMES = {
     "Recipe": "qtrack.recipe",
     "Task": "qtrack.task",
     "compare_models": "qtrack.suite",
+    "diagnose": "qtrack.api",
     "execute": "qtrack.engine",
     "load": "qtrack.api",
     "run": "qtrack.api",
@@ -42,6 +43,7 @@ __all__ = [
     "Recipe",
     "Task",
     "compare_models",
+    "diagnose",
     "execute",
     "load",
     "run",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.campaign import run_plan
-from qtrack.errors import InputError, QtrackError, RecipeError, RunNotFound, TaskError
+from qtrack.errors import InputError, QtrackError, RecipeError, RunNotFound, StoreError, TaskError
 from qtrack.monitor import SILENT, Monitor, Titled
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
@@ -20,9 +20,11 @@ from qtrack.task import Task, load_recorded_task, load_task
 if TYPE_CHECKING:
     from torch import nn
 
+    from qtrack.case import Case
     from qtrack.difference import Difference
     from qtrack.engine.exporting import Exported
     from qtrack.explanation import Explanation
+    from qtrack.finding import Diagnosis, Finding, Worked
     from qtrack.gate import Gate
     from qtrack.history import Line
     from qtrack.ledger import Ledger, Strategy
@@ -252,6 +254,85 @@ def _reproduced(ledger: Ledger, run: str, task: Task, monitor: Monitor) -> Repro
         record.result(found, now, time.perf_counter() - began)
         log.info("%s: %s", found.stage, found.verdict)
     return found
+
+
+def diagnose(
+    subject: Path | str,
+    task: Task | str | None = None,
+    *,
+    max_drop: float | None = None,
+    tracking_uri: str | None = None,
+    monitor: Monitor = SILENT,
+) -> Diagnosis:
+    """Which kind of error a quantized model has, on what evidence, and what to try next.
+
+    Of a run, and recorded with it; or of the first recipe of a pipeline file that quantizes, and recorded
+    nowhere. The target is the pipeline's, but for ``max_drop``. Raises RunNotFound, PipelineError, TaskError
+    where the task is not found, and StoreError where a run has left too little.
+    """
+    ledger, case = case_of(subject, task, tracking_uri)
+    return diagnosed(case, ledger, max_drop, monitor)
+
+
+def case_of(
+    subject: Path | str, task: Task | str | None, tracking_uri: str | None
+) -> tuple[Ledger | None, Case]:
+    """What is to be diagnosed, and the store; for a pipeline only where there is one that answers."""
+    from qtrack.case import is_pipeline, planned_case, recorded_case
+    from qtrack.ledger import Ledger
+
+    if is_pipeline(subject):
+        return _ledger_at_hand(tracking_uri), planned_case(Path(subject), task)
+    ledger, run = Ledger.open(tracking_uri), str(subject)
+    return ledger, recorded_case(ledger, run, task_of(ledger, run, task), task)
+
+
+def _ledger_at_hand(tracking_uri: str | None) -> Ledger | None:
+    from qtrack.ledger import Ledger
+
+    try:
+        return Ledger.open_existing(tracking_uri)
+    except StoreError as error:
+        log.warning("%s: what worked in earlier runs is not known", error)
+        return None
+
+
+def diagnosed(case: Case, ledger: Ledger | None, max_drop: float | None, monitor: Monitor) -> Diagnosis:
+    """Diagnose, and record it where it is about a run; one that cannot be recorded is a warning."""
+    from qtrack import diagnosis
+    from qtrack.engine import torch_threads
+
+    target = case.pipeline.target if max_drop is None else case.pipeline.target.having(max_drop=max_drop)
+    with torch_threads(case.threads):
+        found = diagnosis.diagnose(
+            case.task,
+            case.recipe,
+            target,
+            subject=case.subject,
+            run_id=case.run_id,
+            worked=ledger.worked() if ledger else _nothing_worked,
+            monitor=monitor,
+        )
+    if ledger and case.run_id:
+        try:
+            ledger.record_diagnosis(case.run_id, found)
+        except StoreError as error:
+            log.warning("the diagnosis is not recorded: %s", error)
+    return found
+
+
+def _nothing_worked(cause: str) -> Mapping[str, Worked]:
+    return {}
+
+
+def audit(task: Task | str, *, monitor: Monitor = SILENT) -> tuple[Finding, ...]:
+    """What is wrong with a task's calibration data, and what not, before anything is quantized.
+
+    Raises TaskError and DataError.
+    """
+    from qtrack import diagnosis
+
+    return diagnosis.audit(load_task(task) if isinstance(task, str) else task, monitor)
 
 
 def diff(first: str, second: str, *, tracking_uri: str | None = None) -> Difference:

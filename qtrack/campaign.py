@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
-from pydantic import ValidationError
-
-from qtrack.backends.capabilities import check
+from qtrack import diagnosis
 from qtrack.data import inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
-from qtrack.errors import RecipeError
+from qtrack.finding import Diagnosis
 from qtrack.ingredients import common_ingredients
 from qtrack.monitor import SILENT, Advance, Monitor
-from qtrack.outcome import Outcome
+from qtrack.outcome import Cost, Outcome
 from qtrack.pipeline import Plan, StageSpec
-from qtrack.reading import faults_of
 from qtrack.recall import Memory
 from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
+from qtrack.rewriting import rewritten
 from qtrack.scratch import Scratch
 from qtrack.stages import Evidence, Judged, judge
+from qtrack.stages.evidence import nothing_to_diagnose
 
 log = logging.getLogger("qtrack")
 
@@ -94,35 +94,37 @@ class _Campaign:
                     return
 
     def _run_stage(self, spec: StageSpec, index: int) -> StageResult:
-        previous = self.judged.get(spec.start or self.last or "")
+        start = next((result for result in self.results if result.name == (spec.start or self.last)), None)
+        previous = start.judged if start else None
         before = previous.outcome.recipe if previous else self.start
         question = self.memory.question(spec, before, self.judged)
         known = self.memory.answered(question)
         if known is not None:
             return self._refer(spec, index, known)
         with self.record.stage(spec, index) as record:
-            prober = _Prober(self, _StageMonitor(spec.name, self.monitor, record), record)
-            evidence = Evidence(self.plan.pipeline.target, self.baseline, previous, dict(self.judged), prober)
-            recipe = self._rewrite(spec, before, evidence)
-            known = None if prober.probes else self.memory.executed(recipe)
+            monitor = _StageMonitor(spec.name, self.monitor, record)
+            prober, diagnoser = _Prober(self, monitor, record), _Diagnoser(self, start, monitor, record)
+            evidence = Evidence(
+                self.plan.pipeline.target, self.baseline, previous, dict(self.judged), prober, diagnoser
+            )
+            recipe = rewritten(self.plan, spec, before, evidence)
+            known = None if prober.probes or diagnoser.found else self.memory.executed(recipe)
             if known is None:
                 record.recipe(recipe, before if previous else None)
-                result = self._execute_stage(spec, index, recipe, question, prober)
+                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser)
                 record.result(result)
                 _tell(result)
                 return result
         return self._refer(spec, index, known)
 
-    def _rewrite(self, spec: StageSpec, recipe: Recipe, evidence: Evidence) -> Recipe:
-        try:
-            rewritten: Recipe = self.plan.stages[spec.name](recipe, evidence, **spec.options)
-        except ValidationError as cause:
-            raise RecipeError(faults_of(cause, Recipe, f"stage {spec.name}")) from cause
-        check(rewritten, f"stage {spec.name}: recipe")
-        return settled(rewritten)
-
     def _execute_stage(
-        self, spec: StageSpec, index: int, recipe: Recipe, question: str | None, prober: _Prober
+        self,
+        spec: StageSpec,
+        index: int,
+        recipe: Recipe,
+        question: str | None,
+        prober: _Prober,
+        diagnoser: _Diagnoser,
     ) -> StageResult:
         judged = self.execute(recipe, prober.monitor)
         assert self.baseline is not None
@@ -134,13 +136,16 @@ class _Campaign:
             tuple(prober.probes),
             self.memory.ingredients(judged.outcome.recipe),
             question,
+            diagnosing=diagnoser.cost,
         )
 
     def _refer(self, spec: StageSpec, index: int, known: Known) -> StageResult:
         """What is known stands for the stage, judged by this campaign's own target."""
         judged = self._judge(known.outcome, self.monitor)
         assert self.baseline is not None
-        result = StageResult(spec.name, index, judged, self.baseline.outcome, known=known)
+        result = StageResult(
+            spec.name, index, judged, self.baseline.outcome, known=known, diagnosis=known.diagnosis
+        )
         self.record.refer(result)
         _tell(result)
         return result
@@ -187,6 +192,21 @@ class _Campaign:
         judged = self.execute(recipe, monitor, thorough=False)
         self.memory.keep_probe(judged.outcome)
         return judged
+
+    def diagnose(self, stage: StageResult, monitor: Monitor) -> Diagnosis:
+        """What a finished stage's error comes from, recorded with its run."""
+        found = diagnosis.diagnose(
+            self.plan.task,
+            stage.outcome.recipe,
+            self.plan.pipeline.target,
+            subject=f"{self.record.id}/{stage.name}",
+            run_id=stage.known.run_id if stage.known else None,
+            worked=self.memory.recorder.worked(),
+            monitor=monitor,
+        )
+        self.record.diagnosed(stage, found)
+        self.results[stage.index] = replace(stage, diagnosis=found)
+        return found
 
 
 def _tell(result: StageResult) -> None:
@@ -236,3 +256,32 @@ class _Prober:
         self.monitor.report(f"search/{judged.outcome.metric}", judged.outcome.value, step)
         self.monitor.report("search/float_layers", len(judged.outcome.float_layers), step)
         return judged
+
+
+class _Diagnoser:
+    """Diagnoses the stage that another starts from, once."""
+
+    def __init__(
+        self, campaign: _Campaign, start: StageResult | None, monitor: Monitor, record: StageRecord
+    ) -> None:
+        self.campaign = campaign
+        self.start = start
+        self.monitor = monitor
+        self.record = record
+        self.found: Diagnosis | None = None
+
+    def __call__(self) -> Diagnosis:
+        if self.start is None or not self.start.outcome.recipe.quantizes:
+            return nothing_to_diagnose()
+        if self.found is None:
+            self.record.begin()
+            self.found = self.campaign.diagnose(self.start, self.monitor)
+        return self.found
+
+    @property
+    def cost(self) -> Cost | None:
+        """None where nothing was asked."""
+        if self.found is None:
+            return None
+        seconds = self.found.seconds
+        return Cost(seconds, {"diagnose": seconds}, self.found.forward_samples, 0)

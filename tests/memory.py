@@ -36,6 +36,7 @@ class Memory:
         self.stages = {}
         self.results = None
         self.referred = []
+        self.found = []
 
     @contextmanager
     def campaign(self, setting):
@@ -57,6 +58,12 @@ class Memory:
 
     def refer(self, result):
         self.referred.append(result)
+
+    def worked(self):
+        return lambda cause: {}
+
+    def diagnosed(self, result, found):
+        self.found.append((result.name, found))
 
     def summary(self, results):
         self.results = list(results)

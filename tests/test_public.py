@@ -25,6 +25,7 @@ def test_the_public_names_are_these():
         "Recipe",
         "Task",
         "compare_models",
+        "diagnose",
         "execute",
         "load",
         "run",

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diagnosis_samples import BAD, HEALTHY
 from ledger_made import record, result, setting
 from mlflow import MlflowClient
 from recorded_tiny import artifact, command
 from report_samples import BROKEN, FLOAT, LAYERS, PTQ, QAT, REPAIRED, STRATEGIES, row
 
 from qtrack import Ledger
+from qtrack.finding import Figure, Finding, Remedy
 from qtrack.ledger.outcomes import Samples
 from qtrack.outcome import Evaluation
 from qtrack.recipe import Recipe
@@ -25,6 +27,25 @@ pytest_plugins = ("recorded_campaign", "ledger_store")
 
 HOSTILE = '<script>alert("x")</script>&--><b>\x1b[2J'
 SHOWN = HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+HOSTILE_DIAGNOSIS = replace(
+    BAD,
+    subject=HOSTILE,
+    text=HOSTILE,
+    metric=HOSTILE,
+    findings=(
+        Finding(
+            HOSTILE,
+            "fault",
+            HOSTILE,
+            HOSTILE,
+            (Figure(HOSTILE, HOSTILE, HOSTILE),),
+            HOSTILE,
+            layers=(HOSTILE,),
+        ),
+        Finding(HOSTILE, "not checked", HOSTILE),
+    ),
+    remedies=(Remedy(HOSTILE, {HOSTILE: HOSTILE}, why=HOSTILE),),
+)
 LOADING = {"script", "link", "img", "iframe", "object", "embed", "image", "foreignobject", "base", "form"}
 ENVIRONMENT = {
     "python": "3.11.7",
@@ -69,7 +90,8 @@ def material(strategies=(FLOAT, PTQ, QAT, BROKEN), layers=LAYERS, environment=EN
     recipes = {0: Recipe().with_mode("float"), 1: Recipe(), 2: Recipe(seed=1)}
     found = [replace(s, recipe_digest=recipes[i].digest) if i in recipes else s for i, s in enumerate(found)]
     tables = {0: [], 1: [asdict(layer) for layer in layers], 2: [asdict(layer) for layer in REPAIRED]}
-    made = Material(found, tables, {i: samples() for i in range(3)}, recipes, environment)
+    diagnoses = {1: BAD, 2: HEALTHY}
+    made = Material(found, tables, {i: samples() for i in range(3)}, recipes, environment, diagnoses)
     return replace(made, **changes)
 
 
@@ -83,6 +105,7 @@ def test_the_page_says_all():
     for heading in (
         "Strategies",
         "Metric against size",
+        "Diagnosis",
         "Layers",
         "Classes",
         "Environment",
@@ -94,6 +117,18 @@ def test_the_page_says_all():
     assert "cpu.model" not in text
     assert "default.mode" in text
     assert "FAILED" in text
+
+
+def test_the_page_says_what_was_found_and_what_to_try_next():
+    text = Page(document(material())).text
+    assert f"ptq data-insensitive: {BAD.text}" in text
+    assert "accuracy % 99.4 40.1 99.0 39.0 38.9 60.6 [56.8, 64.0]" in text
+    assert "weight SQNR gained: 21.4 dB; threshold: 10 dB" in text
+    assert "not checked: redraw: the calibration split has too few samples" in text
+    assert "fallback: {max_layers: 3} 57.5 6.0 - the worst layers stay in float" in text
+    assert "qtrack diagnose c0ffee/ptq -o remedies.yaml" in text
+    assert "qat healthy: nothing is wrong" in text
+    assert "c0ffee/qat -o remedies.yaml" not in text
 
 
 def test_the_page_says_how_to_come_to_the_same_again():
@@ -124,7 +159,7 @@ def test_the_page_loads_nothing_and_is_made_for_phones_too():
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
     assert "default-src 'none'" in text
     tables = len(re.findall("<table", text))
-    assert tables == len(re.findall('<div class="wide"><table', text)) == 5
+    assert tables == len(re.findall('<div class="wide"><table', text)) == 9
 
 
 def test_the_same_material_gives_the_same_page():
@@ -146,7 +181,11 @@ def test_every_text_is_text_and_no_markup():
     ]
     layers = (row(0, HOSTILE, sqnr_db=1.0, own_sqnr_db=1.0),)
     hostile = material(
-        strategies, layers, {HOSTILE: {HOSTILE: HOSTILE}, "command": HOSTILE}, remarks=(HOSTILE,)
+        strategies,
+        layers,
+        {HOSTILE: {HOSTILE: HOSTILE}, "command": HOSTILE},
+        remarks=(HOSTILE,),
+        diagnoses={1: HOSTILE_DIAGNOSIS},
     )
     page = Page(document(hostile))
     assert set(page.tags) <= set(Page(document(material())).tags)
@@ -158,7 +197,7 @@ def test_without_anything_but_strategies_there_is_a_page():
     page = Page(document(Material([started(BROKEN)], {}, {}, {}, {})))
     assert "no stage quantized anything" in page.text
     assert "svg" not in page.tags
-    for heading in ("Layers", "Classes", "recipes", "Environment", "Not in this report"):
+    for heading in ("Diagnosis", "Layers", "Classes", "recipes", "Environment", "Not in this report"):
         assert heading not in page.text
 
 
@@ -346,3 +385,14 @@ def test_a_page_is_made_in_less_than_a_second():
     began = time.process_time()
     document(material([*STRATEGIES[:3]]))
     assert time.process_time() - began < 1
+
+
+def test_a_recorded_diagnosis_is_in_the_page_and_a_damaged_one_is_said(folder, tmp_path):
+    ledger, page = Ledger.open(), tmp_path / "page.html"
+    ledger.record_diagnosis("ptq", BAD)
+    assert command("report", "-o", page).exit_code == 0
+    assert f"ptq data-insensitive: {BAD.text}" in Page(page.read_text()).text
+    artifact("ptq", "diagnosis.json").write_text("{")
+    done = command("report", "-o", page)
+    assert "ptq: diagnosis.json of the run 'ptq'" in done.stderr
+    assert "data-insensitive" not in page.read_text()

@@ -29,6 +29,8 @@ COMMANDS = {
     "report": "Write all that a campaign came to as one page.",
     "layers": "Show the layers of a run, worst first; of two runs, what moved.",
     "diff": "Say what differs between two runs, and which of it moved the metric.",
+    "diagnose": "Say which kind of error a quantized model has, and what to try next.",
+    "audit": "Look at the calibration data of a task, before anything is quantized.",
     "reproduce": "Execute a run's recipe again: the same model, or what drifted.",
     "export": "Write the recipe of a run, ready to run again.",
     "gate": "Fail where a strategy is worse than the promoted one.",

@@ -107,7 +107,7 @@ def _pipeline(run: str, ledger: Ledger, recipe: Recipe, task: str | None, folder
     (strategy,) = ledger.strategies([run])
     recorded = ledger.pipeline(run).model_dump(mode="json", exclude_none=True)
     changes = {
-        "task": task or _relocated(recorded["task"], folder),
+        "task": task or relocated(recorded["task"], folder),
         "recipe": recipe.model_dump(mode="json"),
         "stages": [{"recipe": {"name": strategy.stage}}],
     }
@@ -115,7 +115,7 @@ def _pipeline(run: str, ledger: Ledger, recipe: Recipe, task: str | None, folder
     return f"{heading}\n" + yaml.safe_dump(recorded | changes, sort_keys=False)
 
 
-def _relocated(reference: str, folder: Path) -> str:
+def relocated(reference: str, folder: Path) -> str:
     """A task's file as it is reached from the output's folder; a module stays as it is."""
     from qtrack.cli.render import remark
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,14 +31,23 @@ STYLES = {
     "FAILED": "bold red",
     "KILLED": "bold red",
     "RUNNING": "cyan",
+    "fault": "red",
+    "remark": "yellow",
 }
 PLAIN = str.maketrans({"─": "-", "█": "#", "…": "~", REPLACED: "?"} | dict.fromkeys("▏▎▍▌▋▊▉", "#"))
+PAGE_WIDTH = 100
+"""Where stdout is no terminal."""
 RULED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
 
 def terminal_width() -> int | None:
     """Columns of the terminal that stdout is; None where it is none, and nothing needs to fit."""
     return Console().width if sys.stdout.isatty() else None
+
+
+def page_width() -> int:
+    """Columns that sentences are wrapped to."""
+    return terminal_width() or PAGE_WIDTH
 
 
 def strategies(found: Sequence[Strategy], *, as_json: bool) -> None:
@@ -64,9 +74,29 @@ def _finite(data: Any) -> Any:
 
 def show(table: Table) -> None:
     """Print a table on stdout and its notes on stderr."""
-    text = drawn(table, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    text = drawn(table, color=_colored())
     click.echo(text if _writable(text) else text.translate(PLAIN))
     remark(table.notes)
+
+
+def show_all(parts: Iterable[str | Table]) -> None:
+    """Print sentences and tables one below the other on stdout, the tables with their notes."""
+    text = all_drawn(parts, page_width(), color=_colored())
+    click.echo(text if _writable(text) else text.translate(PLAIN))
+
+
+def all_drawn(parts: Iterable[str | Table], width: int, *, color: bool = False) -> str:
+    """Sentences and tables as text, sentences and notes in lines of this width."""
+    blocks = []
+    for part in parts:
+        table = part if isinstance(part, Table) else Table((), (), (part,))
+        lines = [line for note in table.notes for line in wrap(visible(note), width, subsequent_indent="  ")]
+        blocks.append("\n".join([*([drawn(table, color=color)] if table.rows else []), *lines]))
+    return "\n\n".join(filter(None, blocks))
+
+
+def _colored() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def drawn(table: Table, *, color: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from qtrack.cli.options import as_json, debug, tracking_uri
 from qtrack.cli.signals import terminating_as_interrupted
 
 if TYPE_CHECKING:
+    from qtrack.finding import Worked
     from qtrack.ledger import Ledger, Strategy
     from qtrack.pipeline import Plan
     from qtrack.records import CampaignRecord, Known, Setting, StageResult
@@ -112,6 +113,9 @@ class _Noted:
 
     def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
         return self.ledger.known(task, question=question, execution=execution)
+
+    def worked(self) -> Callable[[str], Mapping[str, Worked]]:
+        return self.ledger.worked()
 
     def strategies(self) -> list[Strategy]:
         """As the store has them; where it has not all, as they were written to the spool."""

@@ -17,6 +17,7 @@ from qtrack.errors import InputError
 from qtrack.report.cells import visible
 from qtrack.report.classes import classes_view
 from qtrack.report.comparison import comparison
+from qtrack.report.diagnosis import findings, measured, remedies, verdict
 from qtrack.report.figures import pareto_figure
 from qtrack.report.heat_map import HeatMap, heat_map
 from qtrack.report.page import drawing, inline
@@ -42,6 +43,16 @@ class Command(NamedTuple):
     does: str
 
 
+class Section(NamedTuple):
+    """What was found about a strategy."""
+
+    title: str
+    verdict: str
+    tables: tuple[Table, ...]
+    command: str
+    """What writes the remedies as a pipeline; empty where there are none."""
+
+
 def document(material: Material) -> str:
     """The page as HTML."""
     strategies = material.strategies
@@ -54,6 +65,7 @@ def document(material: Material) -> str:
             sentences=list(sentences(strategies)),
             strategies=comparison(strategies),
             pareto=_pareto(strategies),
+            diagnoses=list(_diagnoses(material)),
             heat_map=_heat_map(material),
             classes=_classes(material),
             recipes=_recipes(material),
@@ -94,6 +106,20 @@ def _facts(material: Material) -> Iterator[str]:
 def _pareto(strategies: Sequence[Strategy]) -> Markup | None:
     figure = pareto_figure(strategies)
     return None if figure is None else Markup(inline(drawing(figure)))
+
+
+def _diagnoses(material: Material) -> Iterator[Section]:
+    titles = titles_of(material.strategies)
+    for position, found in material.diagnoses.items():
+        strategy, mended = material.strategies[position], remedies(found)
+        tables = (measured(found), findings(found.findings), *([mended] if mended else []))
+        run = shlex.join(["qtrack", "diagnose", _named(strategy), "-o", "remedies.yaml"]) if mended else ""
+        yield Section(titles[position], verdict(found), tables, run)
+
+
+def _named(strategy: Strategy) -> str:
+    """As the command line takes it."""
+    return f"{strategy.campaign}/{strategy.stage}" if strategy.campaign else strategy.run_id
 
 
 def _heat_map(material: Material) -> HeatMap | None:
@@ -152,7 +178,7 @@ def _commands(material: Material) -> Iterator[Command]:
         yield Command(str(material.environment["command"]), "how it was started")
     chosen = best(strategies) or closest(strategies)
     if chosen is not None:
-        run = shlex.quote(f"{chosen.campaign}/{chosen.stage}" if chosen.campaign else chosen.run_id)
+        run = shlex.quote(_named(chosen))
         yield Command(f"qtrack reproduce {run}", f"execute {chosen.stage} again, and compare")
         yield Command(f"qtrack export {run} -o recipe.yaml", f"{chosen.stage} as a pipeline that runs again")
     for campaign in dict.fromkeys(s.campaign for s in strategies if s.campaign):

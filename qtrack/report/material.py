@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qtrack.errors import QtrackError
@@ -11,6 +11,7 @@ from qtrack.report.sources import Row
 from qtrack.report.titles import titles_of
 
 if TYPE_CHECKING:
+    from qtrack.finding import Diagnosis
     from qtrack.ledger import Ledger, Strategy
     from qtrack.ledger.outcomes import Samples
     from qtrack.recipe import Recipe
@@ -28,6 +29,8 @@ class Material:
     samples: Mapping[int, Samples]
     recipes: Mapping[int, Recipe]
     environment: Mapping[str, Any]
+    diagnoses: Mapping[int, Diagnosis] = field(default_factory=dict)
+    """Of those that were diagnosed."""
     remarks: tuple[str, ...] = ()
     """What could not be read."""
 
@@ -47,12 +50,15 @@ def recorded_material(ledger: Ledger, strategies: Sequence[Strategy]) -> Materia
                 remarks[f"{titles[i]}: {error}"] = None
         return found
 
+    diagnosed = [i for i in finished if strategies[i].verdict]
+    diagnoses = each(ledger.diagnosis, diagnosed)
     return Material(
         strategies,
         layers=each(ledger.layers, finished),
         samples=each(ledger.samples, finished),
         recipes=each(ledger.recipe, finished),
         environment=next(iter(each(ledger.environment, finished[-1:]).values()), {}),
+        diagnoses={i: found for i, found in diagnoses.items() if found is not None},
         remarks=tuple(remarks),
     )
 
@@ -73,4 +79,5 @@ def finished_material(
         },
         recipes={i: outcome.recipe for i, outcome in enumerate(outcomes)},
         environment=environment,
+        diagnoses={i: result.diagnosis for i, result in enumerate(results) if result.diagnosis},
     )

@@ -11,6 +11,7 @@ from typing import Any
 from qtrack.stages.backend import backend
 from qtrack.stages.bias_correction import bias_correction
 from qtrack.stages.calibration import calibration
+from qtrack.stages.diagnose import diagnose
 from qtrack.stages.dynamic import dynamic
 from qtrack.stages.equalize import equalize
 from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needed, needs
@@ -45,6 +46,7 @@ STAGES: dict[str, Any] = {
     "keep_float": keep_float,
     "backend": backend,
     "recipe": recipe,
+    "diagnose": diagnose,
 }
 
 __all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "judge", "needed", "needs"]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 from pydantic import Field
 
 from qtrack.errors import RecipeError
+from qtrack.finding import Diagnosis
 from qtrack.outcome import Outcome
 from qtrack.recipe import Frozen, Recipe
 from qtrack.statistics import Drop, paired_drop, target_met
@@ -39,6 +40,11 @@ def judge(outcome: Outcome, baseline: Outcome, target: Target) -> Judged:
     return Judged(outcome, drop, target_met(drop, target.max_drop))
 
 
+def nothing_to_diagnose() -> Diagnosis:
+    """Where a stage starts from none that quantizes."""
+    raise RecipeError("there is nothing to diagnose: start from a stage that quantizes, such as ptq")
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """The float baseline, what earlier stages left, the target, and a way to try a recipe out."""
@@ -52,6 +58,8 @@ class Evidence:
     """All stages so far, by name."""
     probe: Callable[[Recipe], Judged]
     """Execute a recipe and judge it; each new one is counted and recorded as a step of this stage."""
+    diagnose: Callable[[], Diagnosis] = nothing_to_diagnose
+    """Diagnose the stage that this one starts from; recorded with its run, and counted to this stage."""
 
     def starting_point(self) -> Judged:
         """The stage that this one starts from; raises RecipeError where there is none to learn from."""

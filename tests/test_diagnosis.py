@@ -152,6 +152,14 @@ def test_inputs_of_another_kind_are_told_by_their_distribution():
     assert causes(found) == ["calibration samples unlike the data"]
 
 
+def test_layers_that_go_beyond_what_calibration_showed_are_named():
+    images, labels = samples(128, 2)
+    (beyond,) = (f for f in audit(calibrated_with(images / 4, labels)) if f.check == "calibration ranges")
+    assert beyond.severity == "remark"
+    assert beyond.layers
+    assert beyond.figures[0].value > 2
+
+
 def test_inputs_without_floating_point_are_not_compared():
     assert drift(spread_of([(torch.ones(3, dtype=torch.long),)]), {}) is None
 

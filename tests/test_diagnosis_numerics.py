@@ -10,6 +10,7 @@ from torch import nn
 from qtrack.backends.capabilities import check
 from qtrack.diagnosis.inputs import outlying, spread_of
 from qtrack.errors import RecipeError
+from qtrack.numerics.extent import extents
 from qtrack.numerics.rungs import rungs_of
 from qtrack.numerics.saturation import saturating_pairs
 from qtrack.numerics.shift import shifts
@@ -81,3 +82,11 @@ def test_keep_float_takes_modules_and_calls():
     assert [str(override) for override in recipe.overrides] == ["layer 'stem'", "call 'block.add'"]
     with pytest.raises(RecipeError, match="name layers, or calls"):
         STAGES["keep_float"](Recipe(), None)
+
+
+def test_the_ranges_of_layers_are_those_over_all_batches():
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
+    with torch.no_grad():
+        net[0].weight.fill_(2.0)
+    found = extents(net, [(torch.tensor([[1.0], [-3.0]]),), (torch.tensor([[4.0]]),)])
+    assert found == {"0": (-6.0, 8.0), "1": (0.0, 8.0)}

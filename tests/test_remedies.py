@@ -1,7 +1,6 @@
 """Each remedy mends the fault that it is for, and does a healthy network no harm."""
 
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -145,8 +144,7 @@ def test_the_best_observers_need_a_stage_to_learn_from():
     [("x86", True, False), ("x86", False, True), ("fbgemm", True, True), ("onednn", False, False)],
 )
 def test_the_range_is_reduced_where_accumulators_could_overflow(engine, vnni, on, monkeypatch):
-    module = import_module("qtrack.stages.reduce_range")  # its name in the package is the stage's
-    monkeypatch.setattr(module, "has_vnni", lambda: vnni)
+    monkeypatch.setattr("qtrack.environment.has_vnni", lambda: vnni)
     _, after = rewritten("reduce_range", X86.having(engine=engine))
     assert after.default.activation.reduce_range is on
 

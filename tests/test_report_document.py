@@ -12,7 +12,7 @@ from diagnosis_samples import BAD, HEALTHY
 from ledger_made import record, result, setting
 from mlflow import MlflowClient
 from recorded_tiny import artifact, command
-from report_samples import BROKEN, FLOAT, LAYERS, PTQ, QAT, REPAIRED, STRATEGIES, row
+from report_samples import BROKEN, FLOAT, LAYERS, PTQ, QAT, REPAIRED, row
 
 from qtrack import Ledger
 from qtrack.finding import Figure, Finding, Remedy
@@ -378,13 +378,6 @@ def test_where_nothing_finished_there_is_no_report(ledger):
     with reporting.campaign(setting()):
         pass
     assert page_of(ledger) is None
-
-
-def test_a_page_is_made_in_less_than_a_second():
-    document(material())  # imports
-    began = time.process_time()
-    document(material([*STRATEGIES[:3]]))
-    assert time.process_time() - began < 1
 
 
 def test_a_recorded_diagnosis_is_in_the_page_and_a_damaged_one_is_said(folder, tmp_path):

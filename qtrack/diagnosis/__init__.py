@@ -36,9 +36,10 @@ from qtrack.diagnosis.samples import facts
 from qtrack.engine import check_forward
 from qtrack.finding import Category, Diagnosis, Finding, Legs, Remedy, Worked
 from qtrack.monitor import SILENT, Monitor
+from qtrack.numerics.extent import extents
 from qtrack.recipe import Recipe
 from qtrack.stages import Target
-from qtrack.task import Task
+from qtrack.task import Inputs, Split, Task
 
 log = logging.getLogger("qtrack")
 
@@ -60,6 +61,7 @@ CHECKS: tuple[Callable[[Examination], Finding | list[Finding]], ...] = (
     training.check,
 )
 """In the order in which causes that explain as much are named."""
+SPLITS: tuple[Split, ...] = ("calibration", "validation")
 SEVERITIES = ("fault", "remark", "not checked", "fine")
 
 
@@ -106,10 +108,15 @@ def diagnose(
 def audit(task: Task, monitor: Monitor = SILENT) -> tuple[Finding, ...]:
     """Look at the calibration split alone, before anything is quantized; raises DataError on broken data."""
     splits = inspect_splits(task, monitor)
-    spreads = {
-        name: spread_of(map(task.inputs, batches_of(task, name))) for name in ("calibration", "validation")
-    }
-    return tuple(facts(Chosen(splits["calibration"], splits), spreads))
+    check_forward(task)
+    model = task.model().eval()
+    spreads = {str(split): spread_of(_inputs(task, split)) for split in SPLITS}
+    ranges = [extents(model, _inputs(task, split)) for split in SPLITS]
+    return tuple(facts(Chosen(splits["calibration"], splits), spreads, *ranges))
+
+
+def _inputs(task: Task, split: Split) -> Iterator[Inputs]:
+    return map(task.inputs, batches_of(task, split))
 
 
 def category_of(examination: Examination) -> Category:

@@ -19,9 +19,12 @@ from qtrack.diagnosis.samples import AT_LEAST, OUTLIERS, OVERLAP, SEVERAL, facts
 from qtrack.engine import quantize
 from qtrack.engine.evaluation import evaluate
 from qtrack.finding import Figure, Finding, Remedy
+from qtrack.numerics import Comparison
+from qtrack.numerics.extent import Extent
 from qtrack.statistics import paired_drop
 
 SPREAD = "calibration spread"
+UNSEEN = "calibration coverage"
 REDRAWN = 3
 """Random halves of the calibration set that are calibrated with."""
 WEIGHTS_ALONE = 0.9
@@ -36,7 +39,8 @@ def check(examination: Examination) -> list[Finding]:
     """The audit, and what its faults cost: how much more noise layers have on data that they do not know."""
     if not static_layers(examination):
         return [not_checked("calibration", "no activation has a range fixed by calibration")]
-    found = facts(examination.chosen, examination.spreads)
+    ranges = _extents(examination.calibrated), _extents(examination.compared)
+    found = facts(examination.chosen, examination.spreads, *ranges)
     return _with_remedies(examination, found) if examination.suffers else found
 
 
@@ -77,9 +81,14 @@ def _without_outliers(examination: Examination, finding: Finding) -> Finding:
     return finding.having(severity="fault", cause="outliers among calibration samples", remedies=(tried,))
 
 
+def _extents(compared: Comparison) -> dict[str, Extent]:
+    rows = compared.rows
+    return {row.layer: (row.low, row.high) for row in rows if row.low is not None and row.high is not None}
+
+
 def _ranges(figure: Figure, remedies: tuple[Remedy, ...]) -> Finding:
     return Finding(
-        "calibration ranges",
+        UNSEEN,
         "fault",
         "validation samples leave the ranges that calibration has seen",
         cause="outliers that calibration has not seen",

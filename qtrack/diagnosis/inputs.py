@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
@@ -90,6 +89,8 @@ def _far(magnitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def drift(one: Spread, other: Spread) -> Drift | None:
     """By Kolmogorov and Smirnov's test, Bonferroni-corrected; None where there is nothing to test."""
+    from scipy.stats import ks_2samp  # takes a second to import
+
     tests = [
         (name, ks_2samp(one[name], other[name]))
         for name in one

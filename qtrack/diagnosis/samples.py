@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from qtrack.data import SplitInfo
 from qtrack.diagnosis.inputs import FAR, Chosen, Drift, Spread, drift, outlying
-from qtrack.diagnosis.making import fine, not_checked
+from qtrack.diagnosis.making import fine, named, not_checked
 from qtrack.finding import Figure, Finding
+from qtrack.numerics.extent import Extent
 
 SIZE = "calibration size"
 CLASSES = "calibration classes"
@@ -19,14 +20,25 @@ COPIES = "calibration duplicates"
 OVERLAP = "calibration overlap"
 LIKENESS = "calibration likeness"
 OUTLIERS = "calibration outliers"
+EXTENTS = "calibration ranges"
 AT_LEAST = 100
 SEVERAL = 2
+WIDER = 2.0
+"""Times the calibrated range: one bit that calibration did not ask for."""
 DISTANCE, CHANCE = 0.3, 0.001
 GUIDE = "PyTorch's guide"
 
 
-def facts(chosen: Chosen, spreads: Mapping[str, Spread]) -> list[Finding]:
-    """What can be said of the calibration samples before anything is quantized."""
+def facts(
+    chosen: Chosen,
+    spreads: Mapping[str, Spread],
+    calibrated: Mapping[str, Extent],
+    met: Mapping[str, Extent],
+) -> list[Finding]:
+    """What can be said of the calibration samples before anything is quantized.
+
+    ``calibrated`` are the float layers' ranges on them, ``met`` those on validation samples.
+    """
     return [
         _size(chosen.calibration),
         _copies(chosen.calibration),
@@ -34,6 +46,7 @@ def facts(chosen: Chosen, spreads: Mapping[str, Spread]) -> list[Finding]:
         _overlap(chosen),
         _likeness(drift(spreads["calibration"], spreads["validation"])),
         _outliers(outlying(spreads["calibration"])),
+        _extents(calibrated, met),
     ]
 
 
@@ -113,3 +126,25 @@ def _outliers(apart: NDArray[np.bool_]) -> Finding:
         return fine(OUTLIERS, "no sample is unlike the others", figure, threshold=threshold)
     text = f"{int(apart.sum())} of {len(apart)} samples have inputs far larger than the others"
     return Finding(OUTLIERS, "remark", text, figures=(figure,), threshold=threshold)
+
+
+def _extents(calibrated: Mapping[str, Extent], met: Mapping[str, Extent]) -> Finding:
+    """How far layers go beyond the range that calibration samples give them."""
+    wider = {name: _beyond(calibrated[name], met[name]) for name in calibrated if name in met}
+    threshold = f"{WIDER:.0f} times the calibrated range, which is one bit"
+    if not wider:
+        return not_checked(EXTENTS, "no layer gives floating point numbers")
+    layers = sorted((name for name in wider if wider[name] >= WIDER), key=lambda name: -wider[name])
+    figures = (Figure("widest range over the calibrated", max(wider.values()), "times"),)
+    if not layers:
+        return fine(EXTENTS, "validation samples stay within what layers know", *figures, threshold=threshold)
+    text = f"validation samples go beyond the calibrated ranges of {named(layers)}"
+    return Finding(EXTENTS, "remark", text, figures=figures, threshold=threshold, layers=tuple(layers))
+
+
+def _beyond(calibrated: Extent, met: Extent) -> float:
+    """The range over both kinds of samples over that of the calibration samples; 1 where that is all."""
+    low, high = calibrated
+    width = max(high, 0.0) - min(low, 0.0)  # zero is in every range, as observers have it
+    both = max(high, met[1], 0.0) - min(low, met[0], 0.0)
+    return both / width if width > 0 else 1.0

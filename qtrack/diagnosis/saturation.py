@@ -10,7 +10,7 @@ from torch import Tensor
 from qtrack.backends.engines import using_engine
 from qtrack.diagnosis.examination import Examination
 from qtrack.diagnosis.making import fine, not_checked
-from qtrack.environment import cpu_model, has_vnni
+from qtrack.environment import cpu_model, has_vnni, may_saturate
 from qtrack.finding import Figure, Finding
 from qtrack.numerics import Pair, Site
 from qtrack.numerics.lockstep import Lockstep
@@ -19,7 +19,10 @@ from qtrack.recipe import Static
 
 CHECK = "reduce_range"
 MAY_OVERFLOW = ("fbgemm", "x86")
-THRESHOLD = "PyTorch's guide: False on processors with VNNI (Cooper Lake or newer), else True"
+THRESHOLD = (
+    "PyTorch's guide: False on processors with VNNI (Cooper Lake or newer), else True; with fbgemm always, "
+    "whose depthwise kernel adds up in 16 bits"
+)
 
 
 def check(examination: Examination) -> Finding:
@@ -31,7 +34,7 @@ def check(examination: Examination) -> Finding:
     if not static:
         return not_checked(CHECK, "no activation is held in a fixed range")
     reduced = all(scheme.activation.reduce_range for scheme in static)
-    fits = reduced is not has_vnni()
+    fits = reduced is may_saturate(recipe.engine)
     figures = (Figure("processor", cpu_model()), Figure("VNNI", "yes" if has_vnni() else "no"))
     if fits:
         return fine(CHECK, f"{_word(reduced)} fits {recipe.engine} here", *figures, threshold=THRESHOLD)

@@ -21,7 +21,7 @@ from qtrack.engine.evaluation import call, evaluate
 from qtrack.engine.measure import latency, size_bytes
 from qtrack.engine.packed import load
 from qtrack.engine.training import Checkpoint, train
-from qtrack.environment import has_vnni
+from qtrack.environment import may_saturate
 from qtrack.errors import DataError, RecipeError, TaskError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.numerics import Comparison, Options, Pair, compare, histograms
@@ -310,10 +310,8 @@ def _calibrated(recipe: Recipe, size: int | None) -> int | None:
 
 
 def _reduce_range_warning(recipe: Recipe) -> list[str]:
-    """PyTorch's guide: on fbgemm, reduce_range False needs a processor with VNNI (Cooper Lake or newer)."""
+    """PyTorch's guide: on fbgemm, set reduce_range to fit the processor."""
     full = any(isinstance(s, Static) and not s.activation.reduce_range for s in recipe.schemes())
-    if full and recipe.engine in ("fbgemm", "x86") and not has_vnni():
-        return [
-            f"{recipe.engine} can saturate on this processor without VNNI: set activation.reduce_range: true"
-        ]
+    if full and may_saturate(recipe.engine):
+        return [f"{recipe.engine} can saturate on this processor: set activation.reduce_range: true"]
     return []

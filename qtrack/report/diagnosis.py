@@ -56,33 +56,40 @@ def measured(found: Diagnosis) -> Table:
     return Table(columns, (row,), (f"{over}; {took}",))
 
 
-def findings(found: Sequence[Finding]) -> Table:
-    """Faults and remarks with their figures; a line for all that is fine, one for each not checked."""
+def findings(found: Sequence[Finding], severities: Sequence[str] = SHOWN) -> Table:
+    """Those of these severities with their figures; a line for all others that are fine."""
     columns = (Column("", "left"), Column("finding", "left"), Column("sure"))
-    shown = [finding for finding in found if finding.severity in SHOWN]
+    shown = [finding for finding in found if finding.severity in severities]
     rows = tuple((one.severity, _said(one), _percent(one.confidence)) for one in shown)
     faults = frozenset(i for i, one in enumerate(shown) if one.severity == "fault")
-    return Table(columns, rows, tuple(_rest(found)), marked=faults)
+    rest = [finding for finding in found if finding.severity not in severities]
+    return Table(columns, rows, tuple(_rest(rest)), marked=faults)
 
 
 def screen(found: Diagnosis, width: int) -> Iterator[str | Table]:
     """The verdict, what it rests on, and the remedies, for a terminal of this width."""
     yield verdict(found)
     yield measured(found)
-    yield audit_screen(found.findings, width)
+    yield _evidence(found.findings, width, SHOWN)
     table = remedies(found, max(width - OTHER_COLUMNS, SHORTEST_ENTRY))
     if table is not None:
         yield folded(table, width, len(table.columns) - 1)
 
 
 def audit_screen(found: Sequence[Finding], width: int) -> Table:
-    """The findings, for a terminal of this width; to fit a screen, remarks say less."""
-    return folded(findings([_brief(one) if one.severity == "remark" else one for one in found]), width, 1)
+    """All findings of an audit, which are few, for a terminal of this width."""
+    return _evidence(found, width, ("fault", "remark", "fine", "not checked"))
 
 
-def _brief(remark: Finding) -> Finding:
-    known = tuple(figure for figure in remark.figures if figure.value is not None)
-    return replace(remark, threshold="", figures=known[:MOST_FIGURES])
+def _evidence(found: Sequence[Finding], width: int, severities: Sequence[str]) -> Table:
+    """To fit a screen, what is no fault says less."""
+    brief = [one if one.severity == "fault" else _brief(one) for one in found]
+    return folded(findings(brief, severities), width, 1)
+
+
+def _brief(finding: Finding) -> Finding:
+    known = tuple(figure for figure in finding.figures if figure.value is not None)
+    return replace(finding, threshold="", figures=known[:MOST_FIGURES])
 
 
 def _said(finding: Finding) -> str:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test slow setup clean
+.PHONY: demo test slow coverage setup clean
 
 demo: $(READY)
 	$(BIN)/qtrack run pipelines/digits.yaml -v
@@ -15,10 +15,13 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadfile --cov=qtrack --cov-report=term --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/pytest -m slow
+
+coverage: $(READY)
+	$(BIN)/pytest -n 2 --dist loadfile --cov=qtrack --cov-report=term --cov-fail-under=90
 
 setup: $(READY)
 

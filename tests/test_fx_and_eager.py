@@ -84,7 +84,10 @@ def test_outputs_differ_by_a_few_steps(recipe):
 
 @pytest.mark.parametrize(
     ("recipe", "apart"),
-    [(PTQ, 0.005), (CHANNELS, 0.005), (KEPT, 0.005), (QAT, 0.01)],
+    [
+        *((PTQ, 0.005), (CHANNELS, 0.005), (KEPT, 0.005)),
+        pytest.param(QAT, 0.01, marks=pytest.mark.slow),
+    ],
     ids=["tensor", "channel", "kept float", "trained"],
 )
 def test_accuracy_is_the_same_within_bounds(recipe, apart):

@@ -63,7 +63,9 @@ def test_weights_alone_may_be_quantized():
     assert set(dtypes(outcome(STATIC.with_mode("weight_only"))).values()) == {"int8_weight"}
 
 
-@pytest.mark.parametrize("recipe", [STATIC, TRAINED], ids=["calibrated", "trained"])
+@pytest.mark.parametrize(
+    "recipe", [STATIC, pytest.param(TRAINED, marks=pytest.mark.slow)], ids=["calibrated", "trained"]
+)
 def test_recorded_parameters_give_the_same_model_bit_for_bit(recipe):
     result = outcome(recipe)
     again = rebuild(Tiny(), result.recipe, result.model.state_dict())

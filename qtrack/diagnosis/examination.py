@@ -8,9 +8,7 @@ metric that later judges the remedy.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -46,8 +44,6 @@ SIDES: Mapping[str, tuple[Side, ...]] = {
     "activations": ("activations",),
     "both": BOTH,
 }
-ALIKE = 3.0
-"""A remedy that takes up to three times as long as the recipe itself costs the same: another run."""
 CEILING = 1.0
 """A sample whose noise has the energy of its signal is lost; more noise loses it no further."""
 
@@ -65,7 +61,8 @@ class Trial:
 
     recipe: Recipe
     sample_sqnr_db: NDArray[np.float64]
-    seconds: float
+    forward_samples: int
+    """Of building the model."""
 
     @property
     def damage(self) -> float:
@@ -82,7 +79,6 @@ class Examination:
     splits: Mapping[str, SplitInfo]
     monitor: Monitor = SILENT
     forward_samples: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
     trials: dict[str, Trial] = field(default_factory=dict)
     """By digest of the recipe."""
 
@@ -94,8 +90,7 @@ class Examination:
     @cached_property
     def parts(self) -> Parts:
         """The recipe's model with its observers."""
-        with self._timed("quantize"):
-            return self._counted(quantize(self.task, self.recipe, self._titled("quantize"), sizes=self.sizes))
+        return self._counted(quantize(self.task, self.recipe, self._titled("quantize"), sizes=self.sizes))
 
     @cached_property
     def model(self) -> nn.Module:
@@ -153,8 +148,7 @@ class Examination:
     def _emulated(self, sides: Sequence[Side]) -> nn.Module | None:
         parts = self.parts
         try:
-            with self._timed("emulate"):
-                return parts.backend.reference(parts.prepared, sides).eval()
+            return parts.backend.reference(parts.prepared, sides).eval()
         except BackendError:  # it has no such form of this model, which is an answer
             return None
 
@@ -186,12 +180,12 @@ class Examination:
     @cached_property
     def compared(self) -> Comparison:
         """Layer by layer on the first TRIAL validation samples."""
-        return self._compare(self.pair, self.inputs, "compare layers")
+        return self._compare(self.pair, self.inputs)
 
     @cached_property
     def calibrated(self) -> Comparison:
         """The same on the samples that the observers saw."""
-        return self._compare(self.pair, map(self.task.inputs, self._calibration()), "compare on calibration")
+        return self._compare(self.pair, map(self.task.inputs, self._calibration()))
 
     @cached_property
     def rows(self) -> Mapping[str, LayerRow]:
@@ -203,14 +197,14 @@ class Examination:
         """Of the network's output on every validation sample."""
         batches = map(self.task.inputs, batches_of(self.task, "validation"))
         bare = Pair(self.pair.reference, self.pair.actual, ())
-        return self._compare(bare, batches, "compare outputs").sample_sqnr_db
+        return self._compare(bare, batches).sample_sqnr_db
 
     @cached_property
     def kernels(self) -> tuple[KernelError, ...] | None:
         """Each integer kernel against its reference; None where the backend has no reference form."""
         if self.emulated is None:
             return None
-        with using_engine(self.recipe.engine), self._timed("kernels"):
+        with using_engine(self.recipe.engine):
             return kernel_errors(emulated_pair(self.emulated, self.pair), self.inputs)
 
     @cached_property
@@ -229,7 +223,7 @@ class Examination:
     def compared_on(self, samples: Sequence[int]) -> Comparison:
         """Layer by layer, as errors accumulate, on these validation samples alone."""
         batches = selected(batches_of(self.task, "validation"), set(samples), len(samples))
-        return self._compare(self.pair, map(self.task.inputs, batches), "look at samples", own_share=False)
+        return self._compare(self.pair, map(self.task.inputs, batches), own_share=False)
 
     # What would do ------------------------------------------------------------------------------------------
 
@@ -256,12 +250,11 @@ class Examination:
         return self.trials[recipe.digest]
 
     def _try(self, recipe: Recipe) -> Trial:
-        began = time.perf_counter()
         parts = self._counted(quantize(self.task, recipe, self._titled("try a remedy"), sizes=self.sizes))
         with using_engine(recipe.engine):
             bare = Pair(self.pair.reference, parts.quantized.pair.actual, ())
-            found = self._compare(bare, self.inputs, "look at its outputs")
-        return Trial(recipe, found.sample_sqnr_db, time.perf_counter() - began)
+            found = self._compare(bare, self.inputs)
+        return Trial(recipe, found.sample_sqnr_db, parts.forward_samples)
 
     @cached_property
     def damage(self) -> float:
@@ -293,10 +286,15 @@ class Examination:
         return float((after > before).mean())
 
     def cost(self, recipe: Recipe) -> float:
-        """Time that the recipe's model takes to build, in times of this one's; up to ALIKE it is one run."""
-        trial = self.trial(recipe)
-        own = self.seconds["quantize"]
-        return max(round(trial.seconds / own / ALIKE, 1), 1.0) if trial and own else 1.0
+        """Samples that building and judging the recipe's model takes, in times of this one's; at least 1.
+
+        Counted, not timed, so that the order of remedies does not depend on what else the machine does.
+        """
+        trial, judging = self.trial(recipe), self.sizes["validation"]
+        if trial is None:
+            return 1.0
+        ratio = (trial.forward_samples + judging) / (self.parts.forward_samples + judging)
+        return max(round(ratio, 1), 1.0)
 
     # How that is done ---------------------------------------------------------------------------------------
 
@@ -320,7 +318,7 @@ class Examination:
         )
 
     def _evaluated(self, model: nn.Module, title: str) -> Evaluation:
-        with self._timed(title), self.monitor.phase(title, self.sizes.get("validation")) as advance:
+        with self.monitor.phase(title, self.sizes.get("validation")) as advance:
             return evaluate(self.task, model, "validation", self._advancing("validation", advance))
 
     def _advancing(self, split: Any, advance: Any) -> Iterator[Batch]:
@@ -329,8 +327,8 @@ class Examination:
             advance(size_of(batch))
             self.forward_samples += size_of(batch)
 
-    def _compare(self, pair: Pair, inputs: Any, title: str, *, own_share: bool = True) -> Comparison:
-        with using_engine(self.recipe.engine), self._timed(title), torch.no_grad():
+    def _compare(self, pair: Pair, inputs: Any, *, own_share: bool = True) -> Comparison:
+        with using_engine(self.recipe.engine), torch.no_grad():
             activation = getattr(self.recipe.default, "activation", None)
             found = compare(pair, inputs, Options(own_share, activation=activation))
         self.forward_samples += 2 * found.samples
@@ -342,14 +340,6 @@ class Examination:
 
     def _titled(self, title: str) -> Monitor:
         return Titled(title, self.monitor)
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
 def _no_probe(recipe: Recipe) -> Judged:

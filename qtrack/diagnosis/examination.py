@@ -286,7 +286,7 @@ class Examination:
         return float((after > before).mean())
 
     def cost(self, recipe: Recipe) -> float:
-        """Samples that building and judging the recipe's model takes, in times of this one's; at least 1.
+        """Samples that building and judging the recipe's model takes, in whole times of this one's.
 
         Counted, not timed, so that the order of remedies does not depend on what else the machine does.
         """
@@ -294,7 +294,7 @@ class Examination:
         if trial is None:
             return 1.0
         ratio = (trial.forward_samples + judging) / (self.parts.forward_samples + judging)
-        return max(round(ratio, 1), 1.0)
+        return float(max(round(ratio), 1))
 
     # How that is done ---------------------------------------------------------------------------------------
 

@@ -68,4 +68,4 @@ def _remedies(examination: Examination, layers: list[str]) -> tuple[Remedy, ...]
 
 def _figure(rung: Rung) -> Figure:
     error = "exact" if rung.sqnr_db is None else f"{rung.sqnr_db:.1f} dB"
-    return Figure(f"{rung.layer} in {rung.dtype}", f"{error}, {rung.milliseconds:.3f} ms")
+    return Figure(f"{rung.layer} in {rung.dtype}", f"{error} in {rung.milliseconds:.3f} ms")

@@ -137,6 +137,7 @@ class _Campaign:
             self.memory.ingredients(judged.outcome.recipe),
             question,
             diagnosing=diagnoser.cost,
+            followed=diagnoser.followed(recipe),
         )
 
     def _refer(self, spec: StageSpec, index: int, known: Known) -> StageResult:
@@ -277,6 +278,12 @@ class _Diagnoser:
             self.record.begin()
             self.found = self.campaign.diagnose(self.start, self.monitor)
         return self.found
+
+    def followed(self, recipe: Recipe) -> str | None:
+        """The stage of the remedy that gives this recipe; None where none does, or nothing was asked."""
+        remedies = self.found.remedies if self.found else ()
+        given = (one.stage for one in remedies if one.recipe and one.recipe.digest == recipe.digest)
+        return next(given, None)
 
     @property
     def cost(self) -> Cost | None:

@@ -65,6 +65,8 @@ class StageResult:
     """What was found about it, if a stage after it asked for that."""
     diagnosing: Cost | None = None
     """What it spent on a diagnosis of the stage that it started from."""
+    followed: str | None = None
+    """The stage whose remedy it took, where a diagnosis named that."""
 
     @property
     def outcome(self) -> Outcome:

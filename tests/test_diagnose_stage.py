@@ -64,6 +64,7 @@ def test_it_follows_the_first_remedy_that_has_a_recipe(diagnosed, caplog):
     assert results["ptq"].diagnosis == memory.found[0][1]
     assert "diagnosis: the remedy is per_channel: skewed" in caplog.messages
     assert diagnosed["calls"][0]["subject"] == "memory/ptq"
+    assert (results["ptq"].followed, results["diagnose"].followed) == (None, "per_channel")
 
     cost = results["diagnose"].cost
     assert cost.seconds > cost.phases["diagnose"] == BAD.seconds
@@ -100,7 +101,9 @@ def test_the_verdict_is_recorded_with_the_diagnosed_run_and_a_second_run_asks_no
     run = MlflowClient(ledger.uri).get_run(rows[1].run_id)
     assert run.info.status == "FINISHED"
     assert "Diagnosis: **data-insensitive**" in run.data.tags["mlflow.note.content"]
-    assert MlflowClient(ledger.uri).get_run(rows[2].run_id).data.metrics["seconds/diagnose"] == BAD.seconds
+    following = MlflowClient(ledger.uri).get_run(rows[2].run_id).data
+    assert following.metrics["seconds/diagnose"] == BAD.seconds
+    assert following.tags["qtrack.use"] == "per_channel"
     log = Path("mlartifacts/tiny", rows[2].run_id, "artifacts/log.txt").read_text()
     assert "diagnosis: the remedy is per_channel: skewed" in log
     assert not any(Path(".qtrack/spool").iterdir())

@@ -184,3 +184,15 @@ def test_what_was_planted_is_named_first(case: Case):
     assert case.category in (None, found.category)
     if case.recoverable:
         assert found.remedies
+
+
+@pytest.mark.slow
+def test_outliers_are_named_also_where_no_other_samples_are_at_hand():
+    (case,) = (case for case in cases(["mlp"]) if case.fault == "3% outliers that calibration lacks")
+    task = case.task()
+    task.offers = lambda method: (
+        method not in ("training", "loss", "test") and type(task).offers(task, method)
+    )
+    found = diagnose(task, case.recipe, TARGET, subject="mlp")
+    assert "outliers that calibration has not seen" in [fault.cause for fault in found.faults]
+    assert "calibration" not in {remedy.stage for remedy in found.remedies}

@@ -8,6 +8,7 @@ from test_legs import prepared, static
 from torch import nn
 
 from qtrack.backends.capabilities import check
+from qtrack.diagnosis.channels import per_channel
 from qtrack.diagnosis.inputs import outlying, spread_of
 from qtrack.errors import RecipeError
 from qtrack.numerics.extent import extents
@@ -90,3 +91,12 @@ def test_the_ranges_of_layers_are_those_over_all_batches():
         net[0].weight.fill_(2.0)
     found = extents(net, [(torch.tensor([[1.0], [-3.0]]),), (torch.tensor([[4.0]]),)])
     assert found == {"0": (-6.0, 8.0), "1": (0.0, 8.0)}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_per_channel_are_judged_with_the_recipes_bits(bits):
+    weight = torch.tensor([[1.0, -0.4], [100.0, -40.0]])
+    found = per_channel(weight, weight.abs().amax(1), bits)
+    assert torch.allclose(found[1], 100 * found[0])
+    step = 1 / (2 ** (bits - 1) - 0.5)
+    assert found[0, 1].item() == pytest.approx(-step * round(0.4 / step))

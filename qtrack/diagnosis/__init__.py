@@ -9,7 +9,6 @@ searches) the expectation says so.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -40,8 +39,6 @@ from qtrack.numerics.extent import extents
 from qtrack.recipe import Recipe
 from qtrack.stages import Target
 from qtrack.task import Inputs, Split, Task
-
-log = logging.getLogger("qtrack")
 
 History = Callable[[str], Mapping[str, Worked]]
 CHECKS: tuple[Callable[[Examination], Finding | list[Finding]], ...] = (

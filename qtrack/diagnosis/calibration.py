@@ -52,8 +52,6 @@ def _with_remedies(examination: Examination, found: list[Finding]) -> list[Findi
         return found
     figure = Figure("of the layers' own noise is beyond the calibrated ranges", 100 * narrow, "%")
     remedies = tuple(one for one in best_of(*_other_samples(examination)) if one.gain >= MIN_GAIN)
-    if not remedies:
-        return found
     if not any(_is_to_blame(finding) for finding in found):
         return [*found, _ranges(figure, remedies)]
     return [_costing(finding, figure, remedies) if _is_to_blame(finding) else finding for finding in found]
@@ -90,7 +88,7 @@ def _ranges(figure: Figure, remedies: tuple[Remedy, ...]) -> Finding:
     return Finding(
         UNSEEN,
         "fault",
-        "validation samples leave the ranges that calibration has seen",
+        "validation samples leave the ranges that calibration has seen: calibrate with samples like them",
         cause="outliers that calibration has not seen",
         figures=(figure,),
         threshold=f"{NARROW:.0%} of the layers' own noise on validation samples",

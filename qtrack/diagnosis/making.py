@@ -12,8 +12,6 @@ from qtrack.recipe import Static
 
 MIN_GAIN = 0.2
 """Of the damage at the output that a remedy takes away: with less, what it mends is not the cause."""
-
-
 SLOWER = 2.0
 """What leaving layers in float costs beside its own time: every later call is slower."""
 

@@ -28,7 +28,7 @@ class Tag:
     CAMPAIGN = "qtrack.campaign"
     STAGE = "qtrack.stage"
     USE = "qtrack.use"
-    """The stage's function, as the pipeline file names it"""
+    """The stage's function, as the pipeline file names it; of a diagnose stage that of the remedy it took"""
     INDEX = "qtrack.index"
     PIPELINE = "qtrack.pipeline"
     RECIPE_DIGEST = "qtrack.recipe_digest"

@@ -313,6 +313,7 @@ def _result_tags(result: StageResult) -> dict[str, str]:
     key = execution_key(result.ingredients)
     tags |= {Tag.EXECUTION: key} if key else {}
     tags |= {Tag.QUESTION: result.question} if result.question else {}
+    tags |= {Tag.USE: result.followed} if result.followed else {}
     return tags | ({Tag.WORST_LAYER: worst.layer} if worst else {})
 
 

@@ -17,25 +17,25 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from numerics import machine, markdown, plain
 
+from qtrack import execute
+from qtrack.campaign import run_plan
+from qtrack.diagnosis import diagnose
+from qtrack.finding import Diagnosis
+from qtrack.pipeline import Pipeline, plan_of
+from qtrack.recipe import Recipe
+from qtrack.stages import Target
+from qtrack.task import load_task
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from memory import Memory  # noqa: E402
-from planted import ARCHITECTURES, HELD_OUT, Case, cases  # noqa: E402
-
-from qtrack import execute  # noqa: E402
-from qtrack.campaign import run_plan  # noqa: E402
-from qtrack.diagnosis import diagnose  # noqa: E402
-from qtrack.finding import Diagnosis  # noqa: E402
-from qtrack.pipeline import Pipeline, plan_of  # noqa: E402
-from qtrack.recipe import Recipe  # noqa: E402
-from qtrack.stages import Target  # noqa: E402
-from qtrack.task import load_task  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))  # the cases are those of the tests
+planted, memory = (import_module(name) for name in ("planted", "memory"))
 
 TARGET = Target(max_drop=0.01)
 ROUNDS = 5
@@ -46,7 +46,7 @@ HALF = 0.5
 class Answer:
     """A case, what was said of it, and what the first remedy made of it."""
 
-    case: Case
+    case: Any
     diagnosis: Diagnosis
     recovered: float | None
 
@@ -61,7 +61,7 @@ class Answer:
         return self.diagnosis.cause in self.case.causes
 
 
-def answer(case: Case) -> Answer:
+def answer(case: Any) -> Answer:
     task = case.task()
     with case.backend():
         found = diagnose(task, case.recipe, TARGET, subject=case.name)
@@ -73,14 +73,14 @@ def answer(case: Case) -> Answer:
     return Answer(case, found, recovered)
 
 
-def mended(case: Case, found: Diagnosis) -> float:
+def mended(case: Any, found: Diagnosis) -> float:
     """The metric with the first remedy: its recipe, or what its search comes to."""
     first, task = found.remedies[0], case.task()
     if first.recipe is not None:
         return execute(task, first.recipe, thorough=False).value
     stages = ["recipe", {first.stage: dict(first.options)}]
     pipeline = Pipeline(name="mend", task="planted", target=TARGET, recipe=case.recipe, stages=stages)
-    return run_plan(plan_of(pipeline, task), Memory())[-1].outcome.value
+    return run_plan(plan_of(pipeline, task), memory.Memory())[-1].outcome.value
 
 
 def confusion(answers: list[Answer]) -> list[tuple[str, ...]]:
@@ -150,7 +150,7 @@ def main() -> None:
 
     print(machine(), "\n")
     costs = cost()
-    known = cases([*ARCHITECTURES, *HELD_OUT])
+    known = planted.cases([*planted.ARCHITECTURES, *planted.HELD_OUT])
     chosen = [case for case in known if not arguments.only or arguments.only in case.name]
     answers = []
     for i, case in enumerate(chosen):

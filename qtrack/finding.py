@@ -94,10 +94,6 @@ class Finding:
         """Share of the lost metric that its best remedy is expected to win back."""
         return max((remedy.gain for remedy in self.remedies), default=0.0)
 
-    def having(self, **changes: Any) -> Finding:
-        """A copy with these fields changed."""
-        return replace(self, **changes)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return {**asdict(replace(self, remedies=())), "remedies": [r.to_dict() for r in self.remedies]}

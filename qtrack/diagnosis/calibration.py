@@ -7,6 +7,7 @@ depends on which samples were drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def _with_remedies(examination: Examination, found: list[Finding]) -> list[Findi
 
 
 def _costing(finding: Finding, figure: Figure, remedies: tuple[Remedy, ...]) -> Finding:
-    return finding.having(figures=(*finding.figures, figure), remedies=remedies)
+    return replace(finding, figures=(*finding.figures, figure), remedies=remedies)
 
 
 def _is_to_blame(finding: Finding) -> bool:
@@ -76,7 +77,7 @@ def _without_outliers(examination: Examination, finding: Finding) -> Finding:
     tried = remedy(examination, "calibration", options, "leave out the samples that are unlike the others")
     if tried is None or tried.gain < MIN_GAIN:
         return finding
-    return finding.having(severity="fault", cause="outliers among calibration samples", remedies=(tried,))
+    return replace(finding, severity="fault", cause="outliers among calibration samples", remedies=(tried,))
 
 
 def _extents(compared: Comparison) -> dict[str, Extent]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtrack.budget import Budget
 from qtrack.campaign import run_plan
 from qtrack.errors import InputError, QtrackError, RecipeError, RunNotFound, StoreError, TaskError
 from qtrack.monitor import SILENT, Monitor, Titled
@@ -43,14 +44,18 @@ def run(
     monitor: Monitor = SILENT,
     settings: dict[str, Any] | None = None,
     fresh: bool = False,
+    max_minutes: float | None = None,
+    max_evaluations: int | None = None,
 ) -> list[StageResult]:
     """Run a pipeline file, or a checked plan, and record every stage; ``settings`` override its fields.
 
     A stage that is on record with the same ingredients is not executed again unless it must be ``fresh``.
+    ``max_minutes`` bounds all searches together, ``max_evaluations`` each of them.
     """
     plan = pipeline if isinstance(pipeline, Plan) else read_plan(Path(pipeline), settings)
     ledger = open_ledger(tracking_uri)
-    return run_plan(plan, ledger, monitor, scratch=Scratch(ledger.scratch), fresh=fresh)
+    budget = Budget(max_minutes, max_evaluations)
+    return run_plan(plan, ledger, monitor, scratch=Scratch(ledger.scratch), fresh=fresh, budget=budget)
 
 
 def load(run: str, task: Task | str | None = None, tracking_uri: str | None = None) -> nn.Module:

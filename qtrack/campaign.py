@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from qtrack import diagnosis
+from qtrack.budget import Budget
 from qtrack.data import inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
@@ -24,6 +25,7 @@ from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
 from qtrack.rewriting import rewritten
 from qtrack.scratch import Scratch
+from qtrack.searching import Prober, Purse
 from qtrack.stages import Evidence, Judged, judge
 from qtrack.stages.evidence import nothing_to_diagnose
 
@@ -37,11 +39,13 @@ def run_plan(
     *,
     scratch: Scratch | None = None,
     fresh: bool = False,
+    budget: Budget | None = None,
 ) -> list[StageResult]:
     """Run all stages in order and record each; data and model are checked before any record is opened.
 
     A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
-    must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either.
+    must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either. Searches end
+    with their ``budget``.
     """
     scratch = scratch or Scratch()
     scratch.tidy()
@@ -49,7 +53,7 @@ def run_plan(
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
             memory = Memory(setting, recorder, scratch, fresh=fresh)
-            campaign = _Campaign(setting, record, monitor, memory)
+            campaign = _Campaign(setting, record, monitor, memory, Purse(budget or Budget()))
             try:
                 campaign.run()
             finally:
@@ -68,12 +72,15 @@ def _inspect(plan: Plan, monitor: Monitor) -> Setting:
 class _Campaign:
     """The state of a running campaign: what earlier stages left behind."""
 
-    def __init__(self, setting: Setting, record: CampaignRecord, monitor: Monitor, memory: Memory) -> None:
+    def __init__(
+        self, setting: Setting, record: CampaignRecord, monitor: Monitor, memory: Memory, purse: Purse
+    ) -> None:
         self.plan = plan = setting.plan
         self.sizes = {name: split.samples for name, split in setting.splits.items()}
         self.record = record
         self.monitor = monitor
         self.memory = memory
+        self.purse = purse
         self.start = settled(plan.pipeline.recipe)
         self.results: list[StageResult] = []
         self.judged: dict[str, Judged] = {}
@@ -87,6 +94,8 @@ class _Campaign:
             result = self._run_stage(spec, index)
             self.results.append(result)
             self.judged[spec.name] = result.judged
+            if result.searched and result.searched.ended == "interrupted":
+                raise KeyboardInterrupt  # after what it came to is on record
             if result.outcome.recipe.quantizes:  # else it changes nothing for the stages after it
                 self.last = spec.name
                 if self.plan.pipeline.until == "target" and result.judged.meets_target:
@@ -103,12 +112,20 @@ class _Campaign:
             return self._refer(spec, index, known)
         with self.record.stage(spec, index) as record:
             monitor = _StageMonitor(spec.name, self.monitor, record)
-            prober, diagnoser = _Prober(self, monitor, record), _Diagnoser(self, start, monitor, record)
+            prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
+            diagnoser = _Diagnoser(self, start, monitor, record)
             evidence = Evidence(
-                self.plan.pipeline.target, self.baseline, previous, dict(self.judged), prober, diagnoser
+                self.plan.pipeline.target,
+                self.baseline,
+                previous,
+                dict(self.judged),
+                probe=prober,
+                plan=prober.plan,
+                propose=prober.propose,
+                diagnose=diagnoser,
             )
-            recipe = rewritten(self.plan, spec, before, evidence)
-            known = None if prober.probes or diagnoser.found else self.memory.executed(recipe)
+            recipe = settled(prober.answer(lambda: rewritten(self.plan, spec, before, evidence)))
+            known = None if prober.searched or diagnoser.found else self.memory.executed(recipe)
             if known is None:
                 record.recipe(recipe, before if previous else None)
                 result = self._execute_stage(spec, index, recipe, question, prober, diagnoser)
@@ -123,7 +140,7 @@ class _Campaign:
         index: int,
         recipe: Recipe,
         question: str | None,
-        prober: _Prober,
+        prober: Prober,
         diagnoser: _Diagnoser,
     ) -> StageResult:
         judged = self.execute(recipe, prober.monitor)
@@ -135,7 +152,8 @@ class _Campaign:
             self.baseline.outcome,
             tuple(prober.probes),
             self.memory.ingredients(judged.outcome.recipe),
-            question,
+            question if prober.ended is None else None,  # else the answer would be another with more time
+            searched=prober.searched,
             diagnosing=diagnoser.cost,
             followed=diagnoser.followed(recipe),
         )
@@ -183,6 +201,9 @@ class _Campaign:
         self.baseline = self.baseline or judged
         self.tried[outcome.recipe.digest] = judged
         return judged
+
+    def _tried(self, recipe: Recipe) -> Judged | None:
+        return self.tried.get(recipe.digest)
 
     def probe(self, recipe: Recipe, monitor: Monitor) -> Judged:
         """Try a recipe: on the validation split alone, and not again if an earlier search has."""
@@ -235,28 +256,6 @@ class _StageMonitor:
     def report(self, key: str, value: float, step: int) -> None:
         self.monitor.report(key, value, step)
         self.record.report(key, value, step)
-
-
-class _Prober:
-    """Tries recipes for a stage that searches; one that this campaign has executed already costs nothing."""
-
-    def __init__(self, campaign: _Campaign, monitor: Monitor, record: StageRecord) -> None:
-        self.campaign = campaign
-        self.monitor = monitor
-        self.record = record
-        self.probes: list[Judged] = []
-
-    def __call__(self, recipe: Recipe) -> Judged:
-        known = self.campaign.tried.get(recipe.digest)
-        if known is not None:
-            return known
-        self.record.begin()
-        judged = self.campaign.probe(recipe, self.monitor)
-        self.probes.append(judged)
-        step = len(self.probes)
-        self.monitor.report(f"search/{judged.outcome.metric}", judged.outcome.value, step)
-        self.monitor.report("search/float_layers", len(judged.outcome.float_layers), step)
-        return judged
 
 
 class _Diagnoser:

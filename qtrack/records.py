@@ -46,6 +46,30 @@ class Known:
     """None where it was not diagnosed."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A recipe that a search could not try."""
+
+    step: int
+    recipe_digest: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How a stage's search went."""
+
+    ended: str
+    """complete, budget, or interrupted."""
+    planned: int | None
+    """Evaluations at most, as it said before; None where it did not say."""
+    evaluations: int
+    """Recipes tried, those that failed among them."""
+    saved: int = 0
+    """Evaluations that an earlier search made needless."""
+    failures: tuple[Failure, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class StageResult:
     """A finished stage: its outcome, judged against the float baseline, and the probes of its search."""
@@ -67,6 +91,8 @@ class StageResult:
     """What it spent on a diagnosis of the stage that it started from."""
     followed: str | None = None
     """The stage whose remedy it took, where a diagnosis named that."""
+    searched: Searched | None = None
+    """How its search went, where it made one."""
 
     @property
     def outcome(self) -> Outcome:
@@ -93,6 +119,9 @@ class StageRecord(Protocol):
 
     def report(self, key: str, value: float, step: int) -> None:
         """A point on a curve."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What a search has measured, as rows of the same columns, under a name of its own."""
 
     def result(self, result: StageResult) -> None:
         """What came out."""

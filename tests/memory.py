@@ -9,6 +9,7 @@ class StageMemory:
         self.index = index
         self.recipes = []
         self.points = []
+        self.tables = {}
         self.outcome = None
         self.begun = False
         self.status = "RUNNING"
@@ -21,6 +22,9 @@ class StageMemory:
 
     def report(self, key, value, step):
         self.points.append((key, value, step))
+
+    def table(self, name, rows):
+        self.tables[name] = list(rows)
 
     def result(self, result):
         self.outcome = result

@@ -14,6 +14,7 @@ from qtrack.cli.options import as_json, debug, tracking_uri
 from qtrack.cli.signals import terminating_as_interrupted
 
 if TYPE_CHECKING:
+    from qtrack.budget import Budget
     from qtrack.finding import Worked
     from qtrack.ledger import Ledger, Strategy
     from qtrack.pipeline import Plan
@@ -34,6 +35,8 @@ TARGET_MISSED = 1
 )
 @click.option("--require-target", is_flag=True, help="Exit with 1 unless a strategy surely meets the target.")
 @click.option("--fresh", is_flag=True, help="Execute every stage, even those that are on record already.")
+@click.option("--max-minutes", type=click.FloatRange(min=0), help="Time for all searches together.")
+@click.option("--max-evaluations", type=click.IntRange(min=1), help="Recipes that each search may try.")
 @click.option("-v", "--verbose", is_flag=True, help="Say also what the recording itself cost.")
 @as_json
 @tracking_uri
@@ -45,6 +48,8 @@ def run(
     settings: tuple[str, ...],
     require_target: bool,
     fresh: bool,
+    max_minutes: float | None,
+    max_evaluations: int | None,
     verbose: bool,
     as_json: bool,
     tracking_uri: str | None,
@@ -53,14 +58,17 @@ def run(
 
     A stage whose ingredients (weights, data, recipe, code, versions) equal those of a finished one on record
     is not executed again but referred to. So the same command goes on where an interrupted one stopped.
+    A search whose budget is spent, or that Ctrl-C interrupts, leaves the best that it has found.
 
     \b
     Examples:
       qtrack run digits.yaml
       qtrack run digits.yaml --set target.max_drop=0.005 --set until=target
       qtrack run digits.yaml --require-target --json > strategies.json
+      qtrack run digits.yaml --max-minutes 30
     """
     from qtrack.api import open_ledger
+    from qtrack.budget import Budget
     from qtrack.cli import render
     from qtrack.pipeline import read_plan
     from qtrack.report.verdict import best
@@ -69,7 +77,7 @@ def run(
     with terminating_as_interrupted():
         plan = read_plan(pipeline, _parsed(settings))
         ledger = open_ledger(tracking_uri)
-        noted, results = _recorded(plan, ledger, fresh=fresh)
+        noted, results = _recorded(plan, ledger, Budget(max_minutes, max_evaluations), fresh=fresh)
     strategies = noted.strategies()
     render.strategies(strategies, as_json=as_json)
     render.remark(_closing(strategies, results, ledger))
@@ -79,7 +87,7 @@ def run(
         ctx.exit(TARGET_MISSED)
 
 
-def _recorded(plan: Plan, ledger: Ledger, *, fresh: bool) -> tuple[_Noted, list[StageResult]]:
+def _recorded(plan: Plan, ledger: Ledger, budget: Budget, *, fresh: bool) -> tuple[_Noted, list[StageResult]]:
     from rich.console import Console
 
     from qtrack.campaign import run_plan
@@ -90,7 +98,9 @@ def _recorded(plan: Plan, ledger: Ledger, *, fresh: bool) -> tuple[_Noted, list[
     noted = _Noted(ledger)
     try:
         with monitor(Console(stderr=True)) as shown:
-            results = run_plan(plan, noted, shown, scratch=Scratch(ledger.scratch), fresh=fresh)
+            results = run_plan(
+                plan, noted, shown, scratch=Scratch(ledger.scratch), fresh=fresh, budget=budget
+            )
     except BaseException:
         if noted.id:
             remark("what was recorded until here: qtrack compare")

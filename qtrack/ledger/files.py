@@ -40,7 +40,7 @@ SHOWN_FIRST = ("layer", "own_sqnr_db")
 LAYER_COLUMNS = (*SHOWN_FIRST, *(f.name for f in fields(LayerRow) if f.name not in SHOWN_FIRST))
 SEARCH_COLUMNS = (
     *("step", "recipe_digest", "metric", "value", "drop", "drop_low", "drop_high"),
-    *("meets_target", "float_layers", "seconds"),
+    *("meets_target", "float_layers", "seconds", "error"),
 )
 
 
@@ -138,11 +138,25 @@ def write_results(folder: Path, result: StageResult, setting: Setting, task_fing
     write_table(folder / File.LAYERS, LAYER_COLUMNS, [asdict(row) for row in outcome.layers])
     write_json(folder / File.FINGERPRINT, _fingerprint(result, setting, task_fingerprint))
     write_json(folder / File.COST, _cost(result))
-    if not result.probes:
+    rows = _search(result)
+    if not rows:
         return [File.LAYERS]
-    rows = [_probe(judged, step) for step, judged in enumerate(result.probes, start=1)]
     write_table(folder / File.SEARCH, SEARCH_COLUMNS, rows)
     return [File.LAYERS, File.SEARCH]
+
+
+def _search(result: StageResult) -> list[dict[str, Any]]:
+    """What was tried, step by step; where that failed there is its error in place of all values."""
+    failed = {one.step: one for one in result.searched.failures} if result.searched else {}
+    probes, rows = iter(result.probes), []
+    for step in range(1, len(result.probes) + len(failed) + 1):
+        if step in failed:
+            one = failed[step]
+            row = {"step": step, "recipe_digest": one.recipe_digest, "error": one.error}
+            rows.append(dict.fromkeys(SEARCH_COLUMNS) | row)
+        else:
+            rows.append(_probe(next(probes), step))
+    return rows
 
 
 def _probe(judged: Judged, step: int) -> dict[str, Any]:
@@ -158,6 +172,7 @@ def _probe(judged: Judged, step: int) -> dict[str, Any]:
         "meets_target": TARGET_MET[judged.meets_target],
         "float_layers": len(outcome.float_layers),
         "seconds": outcome.cost.seconds,
+        "error": None,
     }
 
 
@@ -191,4 +206,5 @@ def _cost(result: StageResult) -> dict[str, Any]:
         "total": asdict(result.cost),
         "final_execution": asdict(result.outcome.cost),
         "probes": len(result.probes),
+        "search": asdict(result.searched) if result.searched else None,
     }

@@ -62,6 +62,8 @@ class Tag:
     """The stage whose recipe this one rewrote."""
     TARGET_MET = "qtrack.target_met"
     """yes, no, or not sure"""
+    SEARCH = "qtrack.search"
+    """Of a stage that searched: complete, budget or interrupted, as its search ended"""
     WORST_LAYER = "qtrack.worst_layer"
     MODEL = "qtrack.model"
     """saved, or not saved with the reason"""

@@ -20,7 +20,15 @@ from qtrack.errors import StoreError
 from qtrack.ingredients import execution_key
 from qtrack.ledger import models
 from qtrack.ledger.diagnoses import diagnosis_tags, write_diagnosis
-from qtrack.ledger.files import masked, plain, write_json, write_recipe, write_results, write_text
+from qtrack.ledger.files import (
+    masked,
+    plain,
+    write_json,
+    write_recipe,
+    write_results,
+    write_table,
+    write_text,
+)
 from qtrack.ledger.journal import now_ms
 from qtrack.ledger.logs import Lines, captured
 from qtrack.ledger.metrics import points_of
@@ -187,6 +195,8 @@ class StageWriter:
         self.campaign = campaign
         self.spec = spec
         self.index = index
+        self.tables: dict[str, None] = {}
+        """Names of those that a search has left, in their order."""
         self._stack = stack
         self._run: OpenRun | None = None
 
@@ -233,6 +243,12 @@ class StageWriter:
         """A point on a curve."""
         self.run.report(key, value, step)
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """As a file that MLflow's UI compares between runs; in place of one of the same name."""
+        with self.run.files() as folder:
+            write_table(folder / f"{name}.json", list(rows[0]) if rows else [], rows)
+        self.tables[f"{name}.json"] = None
+
     def result(self, result: StageResult) -> None:
         """Numbers first, then files; each in as few calls as there can be."""
         outcome = result.outcome
@@ -254,7 +270,7 @@ class StageWriter:
         self.run.log(
             tags={
                 Tag.MODEL: saved,
-                Shown.TABLES: _table_tag(tables),
+                Shown.TABLES: _table_tag([*tables, *self.tables]),
                 Shown.NOTE: stage_note(self.campaign.id, result),
             }
         )
@@ -314,6 +330,7 @@ def _result_tags(result: StageResult) -> dict[str, str]:
     tags |= {Tag.EXECUTION: key} if key else {}
     tags |= {Tag.QUESTION: result.question} if result.question else {}
     tags |= {Tag.USE: result.followed} if result.followed else {}
+    tags |= {Tag.SEARCH: result.searched.ended} if result.searched else {}
     return tags | ({Tag.WORST_LAYER: worst.layer} if worst else {})
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field
 
-from qtrack.errors import RecipeError
+from qtrack.errors import QtrackError, RecipeError
 from qtrack.finding import Diagnosis
 from qtrack.outcome import Outcome
 from qtrack.recipe import Frozen, Recipe
@@ -21,6 +21,14 @@ class Target(Frozen):
     metric: str | None = Field(None, description="None: the task's own metric")
     max_drop: Annotated[float, Field(ge=0)] = 0.01
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class SearchOver(Exception):
+    """The budget is spent: a stage lets it pass, and what it proposed last is its answer."""
+
+
+class ProbeFailed(QtrackError):
+    """A recipe could not be executed; the search may go on with others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,10 @@ def nothing_to_diagnose() -> Diagnosis:
     raise RecipeError("there is nothing to diagnose: start from a stage that quantizes, such as ptq")
 
 
+def _unplanned(*_: Any, **__: Any) -> None:
+    """Where nobody keeps count of a search."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """The float baseline, what earlier stages left, the target, and a way to try a recipe out."""
@@ -57,7 +69,14 @@ class Evidence:
     earlier: Mapping[str, Judged]
     """All stages so far, by name."""
     probe: Callable[[Recipe], Judged]
-    """Execute a recipe and judge it; each new one is counted and recorded as a step of this stage."""
+    """Execute a recipe and judge it; each new one is counted and recorded as a step of this stage.
+
+    Raises ProbeFailed where it cannot be executed, and SearchOver where the budget is spent.
+    """
+    plan: Callable[..., None] = _unplanned
+    """Say before a search how many evaluations it takes at most, and how many are ``saved`` by memory."""
+    propose: Callable[[Recipe], None] = _unplanned
+    """Say what the answer would be if the search ended now."""
     diagnose: Callable[[], Diagnosis] = nothing_to_diagnose
     """Diagnose the stage that this one starts from; recorded with its run, and counted to this stage."""
 

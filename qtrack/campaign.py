@@ -25,7 +25,7 @@ from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
 from qtrack.rewriting import rewritten
 from qtrack.scratch import Scratch
-from qtrack.searching import Prober, Purse
+from qtrack.searching import Prober, Purse, Sensor
 from qtrack.stages import Evidence, Judged, judge
 from qtrack.stages.evidence import nothing_to_diagnose
 
@@ -114,6 +114,7 @@ class _Campaign:
             monitor = _StageMonitor(spec.name, self.monitor, record)
             prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
             diagnoser = _Diagnoser(self, start, monitor, record)
+            sensor = Sensor(spec.name, self.plan.task, previous, self.sizes, monitor, record)
             evidence = Evidence(
                 self.plan.pipeline.target,
                 self.baseline,
@@ -121,14 +122,17 @@ class _Campaign:
                 dict(self.judged),
                 probe=prober,
                 plan=prober.plan,
+                spared=prober.spared,
                 propose=prober.propose,
+                mixtures=sensor,
                 diagnose=diagnoser,
             )
             recipe = settled(prober.answer(lambda: rewritten(self.plan, spec, before, evidence)))
-            known = None if prober.searched or diagnoser.found else self.memory.executed(recipe)
+            asked = prober.searched or diagnoser.found or sensor.found
+            known = None if asked else self.memory.executed(recipe)
             if known is None:
                 record.recipe(recipe, before if previous else None)
-                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser)
+                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser, sensor)
                 record.result(result)
                 _tell(result)
                 return result
@@ -142,6 +146,7 @@ class _Campaign:
         question: str | None,
         prober: Prober,
         diagnoser: _Diagnoser,
+        sensor: Sensor,
     ) -> StageResult:
         judged = self.execute(recipe, prober.monitor)
         assert self.baseline is not None
@@ -155,6 +160,7 @@ class _Campaign:
             question if prober.ended is None else None,  # else the answer would be another with more time
             searched=prober.searched,
             diagnosing=diagnoser.cost,
+            measuring=sensor.cost,
             followed=diagnoser.followed(recipe),
         )
 

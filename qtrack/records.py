@@ -89,6 +89,8 @@ class StageResult:
     """What was found about it, if a stage after it asked for that."""
     diagnosing: Cost | None = None
     """What it spent on a diagnosis of the stage that it started from."""
+    measuring: Cost | None = None
+    """What it spent on the sensitivity of layers."""
     followed: str | None = None
     """The stage whose remedy it took, where a diagnosis named that."""
     searched: Searched | None = None
@@ -100,11 +102,11 @@ class StageResult:
 
     @property
     def cost(self) -> Cost:
-        """Of the stage with its search and its diagnosis, whenever that was."""
+        """Of the stage with its search and all that was measured for it, whenever that was."""
         if self.known:
             return self.known.cost
         spent = [probe.outcome.cost for probe in self.probes]
-        spent += [self.diagnosing] if self.diagnosing else []
+        spent += [cost for cost in (self.diagnosing, self.measuring) if cost]
         return sum(spent, self.outcome.cost)
 
 

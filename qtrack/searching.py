@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from qtrack.budget import Budget
-from qtrack.errors import QtrackError, StoreError
+from qtrack.errors import BackendError, QtrackError, StoreError
 from qtrack.monitor import Advance, Monitor
 from qtrack.outcome import Cost
 from qtrack.recipe import Recipe
 from qtrack.records import Failure, Searched, StageRecord
+from qtrack.sensitivity import Sensitivity
 from qtrack.stages import Judged
 from qtrack.stages.evidence import ProbeFailed, SearchOver
+from qtrack.task import Task
 
 log = logging.getLogger("qtrack")
 
@@ -108,12 +110,10 @@ class Prober:
         if self._advance:
             self._advance(1)
 
-    def plan(self, evaluations: int, saved: int = 0) -> None:
-        """Say how many evaluations it will be at most, and how many an earlier search has saved."""
-        self.planned, self.saved = evaluations, saved
+    def plan(self, evaluations: int) -> None:
+        """Say how many evaluations it will be at most."""
+        self.planned = evaluations
         log.info("%s: %s", self.stage, self._plan(evaluations))
-        if saved:
-            log.info("%s: earlier runs save up to %d evaluations", self.stage, saved)
         self._advance = self._open.enter_context(self.monitor.phase("search", evaluations))
 
     def _plan(self, evaluations: int) -> str:
@@ -124,6 +124,11 @@ class Prober:
             text += f" before) and {evaluations * cost.forward_samples:,} samples forward"
         most = self.purse.budget.max_evaluations
         return text + (f"; the budget allows {most}" if most is not None and most < evaluations else "")
+
+    def spared(self, evaluations: int) -> None:
+        """Say how many of them an earlier search has made needless."""
+        self.saved = evaluations
+        log.info("%s: what an earlier run found saves up to %d evaluations", self.stage, evaluations)
 
     def propose(self, recipe: Recipe) -> None:
         """What the answer would be if the search ended now."""
@@ -161,6 +166,47 @@ class Prober:
         if self.planned is None and not self.steps:
             return None
         return Searched(self.ended or "complete", self.planned, self.steps, self.saved, tuple(self.failures))
+
+
+@dataclass
+class Sensor:
+    """What each layer of the stage's starting point costs, measured once it is asked for."""
+
+    stage: str
+    task: Task
+    start: Judged | None
+    sizes: Mapping[str, int]
+    monitor: Monitor
+    record: StageRecord
+    found: Sensitivity | None = None
+    asked: bool = False
+
+    def __call__(self) -> Sensitivity | None:
+        """None where its layers cannot be switched, which is said."""
+        if not self.asked and self.start is not None:
+            self.asked = True
+            self.record.begin()
+            self.found = self._measured(self.start.outcome.recipe)
+        return self.found
+
+    def _measured(self, recipe: Recipe) -> Sensitivity | None:
+        if recipe.training:  # to build its model once more is to train once more
+            return None
+        try:
+            found = Sensitivity(self.task, recipe, self.monitor, sizes=self.sizes)
+            self.record.table("sensitivity", found.ranking().rows())
+        except BackendError as error:
+            log.info("%s: layers are ranked by their own share of the error: %s", self.stage, error)
+            return None
+        return found
+
+    @property
+    def cost(self) -> Cost | None:
+        """None where nothing was measured."""
+        if self.found is None:
+            return None
+        seconds = self.found.seconds
+        return Cost(seconds, {"sensitivity": seconds}, self.found.forward_samples, 0)
 
 
 def probe_cost(cost: Cost) -> Cost:

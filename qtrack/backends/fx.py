@@ -96,7 +96,13 @@ class FxBackend:
                 finish(converted, details.schemes)
         except Exception as cause:  # kernels refuse what they cannot pack
             raise BackendError(f"torch.ao could not convert the model: {first_line(cause)}") from cause
-        pair = pair_graphs(reference, converted, details.modules, example)
+        try:
+            pair = pair_graphs(reference, converted, details.modules, example)
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ) as cause:  # integers where an operator in float needs floats
+            raise BackendError(f"what torch.ao converted does not run: {first_line(cause)}") from cause
         floats = tuple(s.layer for s in pair.sites if not s.quantized and holds_weights(converted, s.layer))
         return Quantized(converted, pair, qparams_of(converted), floats, details.stays_float(floats, "fx"))
 

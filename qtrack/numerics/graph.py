@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -33,35 +34,55 @@ class Program:
             for node in self.nodes
             if node.op == "call_module" and transparent(module.get_submodule(str(node.target)))
         }
+        self.overwriting = {node for node in self.nodes if _overwrites(module, node)}
         self.done_after = _last_uses(self.nodes)
 
     def run(self, inputs: Inputs, wanted: Collection[str]) -> Iterator[Step]:
         """Run up to the output; each value is dropped after its last use."""
-        values: Values = {}
-        arguments = iter(inputs) if isinstance(inputs, tuple) else iter(())
+        values = self.given(inputs)
         for node in self.nodes:
             if node.op == "output":
-                yield Step(OUTPUT, (), map_arg(node.args[0], values.__getitem__), cannot_rerun)
+                yield Step(OUTPUT, (), self.output(values), cannot_rerun)
                 return
-            values[node] = self._value(node, values, inputs, arguments)
+            if node.op != "placeholder":
+                values[node] = self.value(node, values)
             if node.name in wanted:
                 yield self._step(node, values)
             for done in self.done_after.get(node, ()):
                 del values[done]
 
-    def _value(self, node: Node, values: Values, inputs: Inputs, arguments: Iterator[Any]) -> Any:
-        if node.op == "placeholder":
-            default = node.args[0] if node.args else None
-            return (
-                inputs.get(str(node.target), default)
-                if isinstance(inputs, dict)
-                else next(arguments, default)
-            )
+    def given(self, inputs: Inputs) -> Values:
+        """The values that a run begins with."""
+        arguments = iter(inputs) if isinstance(inputs, tuple) else iter(())
+        found: Values = {}
+        for node in self.nodes:
+            if node.op == "placeholder":
+                default = node.args[0] if node.args else None
+                found[node] = (
+                    inputs.get(str(node.target), default)
+                    if isinstance(inputs, dict)
+                    else next(arguments, default)
+                )
+        return found
+
+    def value(self, node: Node, values: Values, *, keep: bool = False) -> Any:
+        """What a node comes to, from the values of those before it; ``keep``: which must stay as they are."""
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.module)
         if node in self.passed:
             return values[node.all_input_nodes[0]]
+        if keep and node in self.overwriting:
+            values = {used: _copied(values[used]) for used in node.all_input_nodes}
         return self._call(node, values)
+
+    def output(self, values: Values) -> Any:
+        """What the network gives, once all nodes have their values."""
+        (last,) = (node for node in self.nodes if node.op == "output")
+        return map_arg(last.args[0], values.__getitem__)
+
+    def fed(self, node: Node, values: Values) -> tuple[Tensor, ...]:
+        """The tensors that a node works on, but for its own parameters."""
+        return tuple(values[leaf] for leaf in _fed(node, values))
 
     def _call(self, node: Node, values: Values) -> Any:
         args = map_arg(node.args, values.__getitem__)
@@ -69,7 +90,7 @@ class Program:
         return self.functions[node](*args, **kwargs)
 
     def _step(self, node: Node, values: Values) -> Step:
-        fed = [leaf for leaf in tree_flatten((node.args, dict(node.kwargs)))[0] if _is_fed(leaf, values)]
+        fed = _fed(node, values)
         kept = {used: values[used] for used in node.all_input_nodes}
 
         def rerun(replacements: tuple[Tensor, ...]) -> Any:
@@ -87,6 +108,19 @@ def _function(module: GraphModule, node: Node) -> Callable[..., Any]:
     return node.target if callable(node.target) else cannot_rerun
 
 
+def _overwrites(module: GraphModule, node: Node) -> bool:
+    """Does it write into what it is given?"""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    in_place = re.fullmatch(r"i(add|sub|mul|truediv)|[a-z]\w*[a-z0-9]_", name) is not None
+    return in_place or node.kwargs.get("inplace") is True
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
     """What can be dropped after each node."""
     last: dict[Node, Node] = {}
@@ -98,6 +132,10 @@ def _last_uses(nodes: list[Node]) -> dict[Node, list[Node]]:
     for used, node in last.items():
         uses.setdefault(node, []).append(used)
     return uses
+
+
+def _fed(node: Node, values: Values) -> list[Node]:
+    return [leaf for leaf in tree_flatten((node.args, dict(node.kwargs)))[0] if _is_fed(leaf, values)]
 
 
 def _is_fed(argument: Any, values: Values) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from qtrack.errors import QtrackError, RecipeError
 from qtrack.finding import Diagnosis
 from qtrack.outcome import Outcome
 from qtrack.recipe import Frozen, Recipe
-from qtrack.statistics import Drop, paired_drop, target_met
+from qtrack.statistics import Drop, Scores, paired_drop, target_met
 
 
 class Target(Frozen):
@@ -21,6 +21,19 @@ class Target(Frozen):
     metric: str | None = Field(None, description="None: the task's own metric")
     max_drop: Annotated[float, Field(ge=0)] = 0.01
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class Mixtures(Protocol):
+    """A converted model whose layers can be switched back to float without converting another."""
+
+    def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+        """These layers by how much they are needed in float for what each costs there, most first."""
+
+    def harm(self, off: Collection[str]) -> float:
+        """Of leaving these in float, on calibration samples; comparable between mixtures."""
+
+    def scores(self, off: Collection[str], positions: Sequence[int]) -> Scores:
+        """Of these validation samples, with these layers in float."""
 
 
 class SearchOver(Exception):
@@ -57,6 +70,10 @@ def _unplanned(*_: Any, **__: Any) -> None:
     """Where nobody keeps count of a search."""
 
 
+def _none() -> None:
+    """Where there are none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """The float baseline, what earlier stages left, the target, and a way to try a recipe out."""
@@ -73,10 +90,16 @@ class Evidence:
 
     Raises ProbeFailed where it cannot be executed, and SearchOver where the budget is spent.
     """
-    plan: Callable[..., None] = _unplanned
-    """Say before a search how many evaluations it takes at most, and how many are ``saved`` by memory."""
+    plan: Callable[[int], None] = _unplanned
+    """Say before a search how many evaluations it takes at most."""
+    spared: Callable[[int], None] = _unplanned
+    """Say how many of them what earlier runs found has made needless."""
     propose: Callable[[Recipe], None] = _unplanned
     """Say what the answer would be if the search ended now."""
+    mixtures: Callable[[], Mixtures | None] = _none
+    """Of the recipe that this stage starts from; None where its layers cannot be switched."""
+    winners: Callable[[], Sequence[Recipe]] = tuple
+    """Recipes of earlier runs, of this task or architecture, that met their target; the latest first."""
     diagnose: Callable[[], Diagnosis] = nothing_to_diagnose
     """Diagnose the stage that this one starts from; recorded with its run, and counted to this stage."""
 

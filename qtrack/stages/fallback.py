@@ -1,28 +1,176 @@
-"""Mixed precision: leave in float the layers that cost most accuracy."""
+"""Mixed precision: leave in float the layers that int8 costs most, and no more than needed.
+
+1. *Order*, on calibration samples: how much each layer is needed in float, by switching layers of one
+   converted model (`qtrack.sensitivity`); where the backend gives no graph, or the recipe trains, by the own
+   share of the error in the starting point's layer table.
+2. *Bisect*: how many of them it takes, each evaluation a converted model on the whole validation split.
+3. *Give back*: smaller sets, the least harmful on calibration samples first.
+
+A candidate that loses too much on the validation samples that suffered most so far is rejected on these
+alone, without being converted. Samples and evaluations are counted apart.
+"""
 
 from __future__ import annotations
 
-from qtrack.recipe import Recipe
-from qtrack.stages.evidence import Evidence, Judged
+import logging
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from qtrack.errors import RecipeError
+from qtrack.outcome import LayerRow
+from qtrack.recipe import Float, Recipe
+from qtrack.search.fewest import Cheapest, Set, most_evaluations
+from qtrack.search.rejection import may_meet
+from qtrack.stages.evidence import Evidence, Judged, Mixtures, ProbeFailed
+
+log = logging.getLogger("qtrack")
+
+FLOAT_BYTES = 4
+STORED_BYTES = {"int8": 1, "int8_dynamic": 1, "int8_weight": 1, "float16_weight": 2}
 
 
-def fallback(recipe: Recipe, evidence: Evidence, *, max_layers: int | None = None) -> Recipe:
-    """Leave in float the fewest layers, worst own share of the error first, with which the target is met.
+def fallback(
+    recipe: Recipe,
+    evidence: Evidence,
+    *,
+    max_layers: Annotated[int, Field(ge=1)] | None = None,
+    cost: Literal["layers", "size"] = "layers",
+) -> Recipe:
+    """Leave in float the fewest layers, or the fewest bytes, with which the target surely holds.
 
-    How many is found by binary search, in at most ``ceil(log2(N + 1))`` evaluations. Accuracy need not grow
-    with every layer, so the answer is the fewest *among those tried*; where none meets the target, it is the
-    one with the best metric.
+    At most ``ceil(log2(N)) + 3`` recipes are evaluated, N layers with weights. Where none of them meets the
+    target the answer is the one with the best metric. Raises RecipeError where no layer can be put back.
     """
-    ranking = [row.layer for row in evidence.starting_point().outcome.by_own_share() if row.params]
-    tried: dict[int, Judged] = {0: evidence.starting_point()}
-    low, high = 1, min(len(ranking), max_layers if max_layers is not None else len(ranking))
-    while low <= high and not tried[0].meets_target:
-        count = (low + high) // 2
-        tried[count] = evidence.probe(recipe.keeping_float(*ranking[:count]))
-        low, high = (low, count - 1) if tried[count].meets_target else (count + 1, high)
-    return recipe.keeping_float(*ranking[: _best(tried)])
+    start = evidence.starting_point()
+    rows = [row for row in start.outcome.layers if row.params and row.dtype != "float32"]
+    if not rows:
+        raise RecipeError(
+            "fallback: no layer with weights runs quantized, so there is none to put back to float"
+        )
+    if start.meets_target:
+        log.info("fallback: the target is met with all layers quantized")
+        return recipe
+    return _Search(recipe, evidence, rows, cost, max_layers).run()
 
 
-def _best(tried: dict[int, Judged]) -> int:
-    met = [count for count, judged in tried.items() if judged.meets_target]
-    return min(met) if met else max(tried, key=lambda count: tried[count].outcome.value)
+class _Search:
+    """One search, and what it has tried."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        evidence: Evidence,
+        rows: Sequence[LayerRow],
+        cost: str,
+        max_layers: int | None,
+    ) -> None:
+        self.recipe = recipe
+        self.evidence = evidence
+        self.start = evidence.starting_point()
+        own = [row.layer.partition("#")[0] for row in self.start.outcome.by_own_share() if row in rows]
+        self.own = list(dict.fromkeys(own))
+        self.names = list(dict.fromkeys(row.layer.partition("#")[0] for row in rows))
+        self.limit = min(max_layers or len(self.names), len(self.names))
+        self.mixtures: Mixtures | None = evidence.mixtures()
+        self.tried: dict[Set, Judged] = {frozenset(): self.start}
+        self.evaluations = 0
+        self.allowed = most_evaluations(self.limit)
+        self.cheapest = Cheapest(_costs(rows, cost), self._meets, lambda: self.evaluations >= self.allowed)
+
+    def run(self) -> Recipe:
+        self.evidence.plan(self.allowed)
+        if self._remembered():
+            self.evidence.spared(math.ceil(math.log2(self.limit + 1)) - 1)
+        else:
+            self.cheapest.bisect(self.order[: self.limit])
+        self.cheapest.give_back(self._smaller)
+        if self.cheapest.found is None:
+            log.warning("fallback: no set of layers that was tried surely meets the target")
+        return self._recipe(self._best())
+
+    @cached_property
+    def order(self) -> Sequence[str]:
+        """Layers, those first that are needed most in float for what they cost."""
+        if self.mixtures is not None:
+            return self.mixtures.order(self.cheapest.costs)
+        costs = self.cheapest.costs
+        worst: dict[str, float] = {}
+        for row in self.start.outcome.by_own_share():
+            worst.setdefault(row.layer.partition("#")[0], 10 ** (-(row.own_sqnr_db or 0.0) / 10))
+        return sorted(self.own, key=lambda layer: -worst[layer] / max(costs[layer], 1e-12))
+
+    def _remembered(self) -> bool:
+        """Does what an earlier run ended with meet the target here as well?"""
+        sets = [self._float_layers(recipe) for recipe in self.evidence.winners()]
+        for layers in dict.fromkeys(sets):
+            if 0 < len(layers) <= self.limit and self.cheapest.take(layers):
+                return True
+            if layers:
+                break  # one that fails is reason enough to search
+        return False
+
+    def _float_layers(self, recipe: Recipe) -> Set:
+        named = {o.layer for o in recipe.overrides if o.layer and isinstance(o.scheme, Float)}
+        return frozenset(named.intersection(self.names))
+
+    def _smaller(self, layers: Set) -> Sequence[Set]:
+        """Cheaper sets, the most promising first: one layer less, or as many of the first of a ranking."""
+        found = [layers - {layer} for layer in reversed(self.order) if layer in layers]
+        found += [one for ranking in (self.order, self.own) for one in self._prefix(ranking, layers)]
+        found = [one for one in dict.fromkeys(found) if one and one not in self.tried]
+        return sorted(found, key=self.mixtures.harm) if self.mixtures is not None else found
+
+    def _prefix(self, ranking: Sequence[str], layers: Set) -> Sequence[Set]:
+        """The longest beginning of a ranking that is cheaper than these layers, if there is one."""
+        cheaper = (frozenset(ranking[:count]) for count in range(len(ranking), 0, -1))
+        bound = self.cheapest.cost(layers)
+        return list(islice((one for one in cheaper if self.cheapest.cost(one) < bound), 1))
+
+    def _meets(self, layers: Set) -> bool:
+        if layers not in self.tried and not self._may_meet(layers):
+            return False
+        if layers not in self.tried:
+            self.evaluations += 1
+            try:
+                self.tried[layers] = self.evidence.probe(self._recipe(layers))
+            except ProbeFailed:
+                return False
+        met = self.tried[layers].meets_target is True
+        self.evidence.propose(self._recipe(layers if met else self._best()))
+        return met
+
+    def _may_meet(self, layers: Set) -> bool:
+        mixtures, baseline = self.mixtures, self.evidence.baseline
+        if mixtures is None or baseline is None:
+            return True
+        tried = list(self.tried.values())
+        return may_meet(lambda at: mixtures.scores(layers, at), baseline, tried, self.evidence.target)
+
+    def _best(self) -> Set:
+        """The cheapest that meets the target; else that with the best metric."""
+        met = [layers for layers, judged in self.tried.items() if judged.meets_target]
+        if met:
+            return min(met, key=self.cheapest.cost)
+        return max(self.tried, key=lambda layers: _number(self.tried[layers].outcome.value))
+
+    def _recipe(self, layers: Set) -> Recipe:
+        return self.recipe.keeping_float(*(name for name in self.names if name in layers))
+
+
+def _costs(rows: Sequence[LayerRow], cost: str) -> dict[str, float]:
+    """What each layer adds when it goes back to float; a layer that is called twice adds its bytes once."""
+    if cost == "layers":
+        return {row.layer.partition("#")[0]: 1.0 for row in rows}
+    return {
+        row.layer.partition("#")[0]: float(row.params * (FLOAT_BYTES - STORED_BYTES.get(row.dtype, 1)))
+        for row in rows
+    }
+
+
+def _number(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

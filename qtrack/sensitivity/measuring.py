@@ -1,0 +1,232 @@
+"""Rankings of layers, the harm of a mixture, and an order in which layers go back to float."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qtrack.backends.engines import using_engine
+from qtrack.data import batches_of, calibration_batches, selected, size_of
+from qtrack.engine import Parts, quantize, settled
+from qtrack.errors import BackendError
+from qtrack.monitor import SILENT, Monitor, Titled
+from qtrack.numerics.effects import effects
+from qtrack.numerics.switchboard import Switchboard
+from qtrack.ranking import Ranking, Share
+from qtrack.recipe import Recipe
+from qtrack.sensitivity.batch import Measured
+from qtrack.sensitivity.elimination import eliminated
+from qtrack.task import Batch, Split, Task
+
+SAMPLES = 256
+"""Calibration samples on which the harm of a mixture is measured."""
+HELD_BYTES = 1 << 30
+"""Of values that are kept so that only what changes is computed again; batches beyond are run whole."""
+
+
+class Sensitivity:
+    """The layers of one recipe on one task."""
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        monitor: Monitor = SILENT,
+        *,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Raises what ``quantize`` raises, and BackendError where the backend gives no graph to switch."""
+        self.task = task
+        self.recipe = settled(recipe)
+        self.monitor = monitor
+        began = time.perf_counter()
+        self.parts: Parts = quantize(task, self.recipe, Titled("layers", monitor), sizes=sizes)
+        self._forward = float(self.parts.forward_samples)
+        self.seconds = time.perf_counter() - began
+
+    @property
+    def forward_samples(self) -> int:
+        """Samples that went through a network; of a part of it, as large a part."""
+        return round(self._forward)
+
+    @cached_property
+    def board(self) -> Switchboard:
+        example = self.task.inputs(next(iter(self._calibration())))
+        try:
+            with using_engine(self.recipe.engine):
+                return Switchboard(self.parts.quantized.pair, example)
+        except TypeError as cause:
+            raise BackendError(f"backend {self.recipe.backend!r}: {cause}") from cause
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Quantized layers with weights, in execution order."""
+        return tuple(name for name in self.board.layers if self.board.switches[name][0].params)
+
+    # Rankings -----------------------------------------------------------------------------------------------
+
+    def ranking(self) -> Ranking:
+        """Of all quantized layers and functions, from one sweep over the calibration samples."""
+        began, before = time.perf_counter(), self._forward
+        sums = {name: np.zeros(4) for name in self.board.layers}
+        samples = 0
+        with using_engine(self.recipe.engine):
+            for batch in self._watched("rank layers", self._calibration()):
+                one = self._measured(batch)
+                found = effects(self.board, one.inputs, one.objectives())
+                for name, effect in found.items():
+                    sums[name] += (effect.noise, effect.signal, *(*effect.moved, 0.0)[:2])
+                samples += size_of(batch)
+                self._forward += 2 * size_of(batch)
+        has_loss = self.task.offers("loss")
+        shares = tuple(self._share(name, sums[name], samples, has_loss) for name in sums)
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        return Ranking(shares, samples, round(self._forward - before), seconds)
+
+    def _share(self, name: str, sums: NDArray[np.float64], samples: int, has_loss: bool) -> Share:
+        site = self.board.switches[name][0]
+        noise, signal, output, loss = map(float, sums)
+        own = noise / signal if signal else 0.0
+        return Share(
+            name, site.type, site.params, own, output / samples, loss / samples if has_loss else None
+        )
+
+    def exact(self, ranking: Ranking) -> Ranking:
+        """With what each layer does alone, and what it alone back in float takes away."""
+        began, before = time.perf_counter(), self._forward
+        alone, back = self.one_by_one("calibration")
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        return ranking.with_exact(alone, back, round(self._forward - before), seconds)
+
+    def one_by_one(self, split: Split) -> tuple[dict[str, float], dict[str, float]]:
+        """Noise at the output of each layer alone, and what goes away with it alone back in float.
+
+        Each batch runs whole twice, in float and quantized; every layer is then switched from there, so that
+        what stands before it is not computed again. Memory is that of two traces of one batch.
+        """
+        every = frozenset(self.board.layers)
+        alone, back, samples = dict.fromkeys(every, 0.0), dict.fromkeys(every, 0.0), 0
+        batches = self._calibration() if split == "calibration" else batches_of(self.task, split)
+        with using_engine(self.recipe.engine):
+            for batch in self._watched("switch layers", batches):
+                one = self._measured(batch)
+                floating, quantized = one.run(every), one.run(())
+                whole = one.noise(quantized)
+                for name in every:
+                    alone[name] += one.noise(one.switched(floating, every - {name}))
+                    back[name] += whole - one.noise(one.switched(quantized, {name}))
+                samples += one.samples
+                self._forward += one.forwards
+        order = self.board.layers
+        return (
+            {name: alone[name] / samples for name in order},
+            {name: back[name] / samples for name in order},
+        )
+
+    def scores_alone(self, split: Split) -> dict[str, float]:
+        """The task's mean score with each layer alone quantized."""
+        every = frozenset(self.board.layers)
+        sums, samples = dict.fromkeys(self.board.layers, 0.0), 0
+        with using_engine(self.recipe.engine):
+            for batch in self._watched("switch layers", batches_of(self.task, split)):
+                one = self._measured(batch)
+                floating = one.run(every)
+                for name in sums:
+                    sums[name] += float(one.scores(one.switched(floating, every - {name})).sum())
+                samples += one.samples
+                self._forward += one.forwards
+        return {name: total / samples for name, total in sums.items()}
+
+    # Mixtures -----------------------------------------------------------------------------------------------
+
+    def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+        """Layers by how much they are needed in float for their cost, most first.
+
+        Found backwards: all are in float, and the one goes back to integers next that does the least harm
+        for what it saves, given all that went before. Layers that only help together are thus kept together.
+        """
+        layers = {layer: costs[layer] for layer in self.layers if layer in costs}
+        with self._working(), self.monitor.phase("order layers", len(layers)) as advance:
+            return eliminated(layers, self._harm, self._settle, advance)
+
+    def harm(self, off: Collection[str]) -> float:
+        """Of a mixture with these layers in float, on calibration samples: what the loss rises by.
+
+        Where the task has no loss it is noise over signal at the output, each sample at most 1.
+        """
+        with self._working():
+            return self._harm(frozenset(off))
+
+    def scores(self, off: Collection[str], positions: Sequence[int]) -> NDArray[np.float64]:
+        """The task's scores of these validation samples, in the split's order, with these layers in float."""
+        wanted = set(positions)
+        found = []
+        with self._working():
+            for batch in selected(batches_of(self.task, "validation"), wanted, len(wanted)):
+                one = self._measured(batch)
+                found.append(one.scores(one.run(off)))
+                self._forward += one.forwards
+        return np.concatenate(found)
+
+    # How that is done ---------------------------------------------------------------------------------------
+
+    def _harm(self, off: frozenset[str]) -> float:
+        return sum(one.harm(one.run(off)) for one in self._batches) / sum(
+            one.samples for one in self._batches
+        )
+
+    def _settle(self, off: frozenset[str]) -> None:
+        """Keep this mixture's values, of as many batches as fit."""
+        for one in self._batches:
+            one.hold(off, HELD_BYTES // len(self._batches))
+
+    @cached_property
+    def _batches(self) -> list[Measured]:
+        found, samples = [], 0
+        for batch in self._calibration():
+            found.append(self._measured(batch))
+            samples += found[-1].samples
+            if samples >= SAMPLES:
+                break
+        return found
+
+    def _measured(self, batch: Batch) -> Measured:
+        return Measured(self.task, self.board, batch, self._like)
+
+    @cached_property
+    def _like(self) -> object:
+        """An output of the quantized model, for its structure."""
+        inputs = self.task.inputs(next(iter(self._calibration())))
+        model = self.parts.quantized.model
+        with using_engine(self.recipe.engine), torch.inference_mode():
+            return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """On the recipe's engine, counted and timed."""
+        began = time.perf_counter()
+        with using_engine(self.recipe.engine):
+            yield
+        for one in self._batches:
+            self._forward += one.forwards
+            one.forwards = 0.0
+        self.seconds += time.perf_counter() - began
+
+    def _calibration(self) -> Iterator[Batch]:
+        return calibration_batches(
+            self.task, self.recipe.calibration, self.recipe.seed, self.recipe.training_seed
+        )
+
+    def _watched(self, title: str, batches: Iterator[Batch]) -> Iterator[Batch]:
+        with self.monitor.phase(title, None) as advance:
+            for batch in batches:
+                yield batch
+                advance(size_of(batch))

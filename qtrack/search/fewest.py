@@ -40,7 +40,7 @@ class Cheapest:
         return met
 
     def bisect(self, order: Sequence[str]) -> None:
-        """How many of a ranking's first layers it takes; where the metric goes up and down, one such number."""
+        """How many first layers of a ranking it takes; where the metric goes up and down, one such number."""
         low, high = 1, len(order)
         while low <= high and not self.spent():
             count = (low + high) // 2

@@ -259,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=["fallback"], choices=STAGES, metavar="NAME")
     parser.add_argument("--samples", nargs="+", type=int, default=[720, 5000], metavar="N")
-    parser.add_argument("--own", nargs="+", type=float, default=[0.0, 0.5], metavar="OWN")
+    parser.add_argument("--own", nargs="+", type=float, default=[0.0, 0.2, 0.5], metavar="OWN")
     parser.add_argument("--searches", type=int, default=200)
     parser.add_argument("--max-drop", type=float, default=0.02)
     parser.add_argument("--confidence", type=float, default=0.95)

@@ -12,9 +12,10 @@
   length of the ranking by own share of the error. See ``search_contenders.py``.
 * ``nncf`` is ``nncf.quantize_with_accuracy_control`` itself on OpenVINO, with its own rule (the drop as
   measured, no interval), run by the interpreter of ``--nncf-python``, which ``python -m venv ENV;
-  ENV/bin/pip install torch==2.13.0 nncf openvino`` makes. ``nncf, per channel`` is the same with the scales
-  per channel that it takes by default. Their drop is that of the model which they deliver, as OpenVINO's CPU
-  plugin runs it by default, against the float model in torch.
+  ENV/bin/pip install torch==2.13.0 nncf openvino`` makes. ``nncf, same rule`` is told the worst metric of the
+  interval in place of the one measured, and so stops by the rule of all others. ``nncf, per channel`` has the
+  scales per channel that are its default, and its own rule. Their drop is that of the model which they
+  deliver, as OpenVINO's CPU plugin runs it by default, against the float model in torch.
 * Counts and CPU seconds are those of the search, one thread: what PTQ takes is in none but nncf's, which does
   that itself, and the last execution, for the test images, in none. A search that goes on for ``--stop-s``
   CPU seconds ends where it is.
@@ -136,14 +137,14 @@ def measured(case: Case, contender: str, stop_s: float) -> Result:
 # ---- nncf, in its own environment ----
 
 
-def by_nncf(case: Case, python: str | None, *, per_channel: bool) -> Result:
+def by_nncf(case: Case, python: str | None, options: Mapping[str, Any]) -> Result:
     if python is None:
         return Result(failure="skipped: no --nncf-python")
     with tempfile.TemporaryDirectory() as folder:
-        write(case, Path(folder), {"max_drop": TARGET.max_drop, "per_channel": per_channel})
+        write(case, Path(folder), {"max_drop": TARGET.max_drop, **options})
         command = [python, str(HERE / "search_nncf.py"), folder]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, preexec_fn=on_one_core)
+            done = run_on_one_core(command, folder)
         except OSError as error:
             return Result(failure=f"skipped: {python}: {error.strerror}")
     if done.returncode:
@@ -151,9 +152,12 @@ def by_nncf(case: Case, python: str | None, *, per_channel: bool) -> Result:
     return delivered(case, json.loads(done.stdout.splitlines()[-1]))
 
 
-def on_one_core() -> None:
+def run_on_one_core(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
     """OpenVINO takes as many threads as it finds cores."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    core = {min(os.sched_getaffinity(0))}
+    known = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    limit = partial(os.sched_setaffinity, 0, core)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=known, preexec_fn=limit)
 
 
 def write(case: Case, folder: Path, options: Mapping[str, Any]) -> None:
@@ -186,7 +190,11 @@ def delivered(case: Case, answer: Mapping[str, Any]) -> Result:
     )
 
 
-NNCF = {"nncf": {"per_channel": False}, "nncf, per channel": {"per_channel": True}}
+NNCF: dict[str, dict[str, Any]] = {
+    "nncf": {"per_channel": False, "confidence": None},
+    "nncf, same rule": {"per_channel": False, "confidence": TARGET.confidence},
+    "nncf, per channel": {"per_channel": True, "confidence": None},
+}
 
 
 # ---- Tables ----
@@ -207,6 +215,9 @@ HEADER = (
 )
 
 
+ANSWER = {True: "yes", False: "no", None: "not sure"}
+
+
 def row(network: str, contender: str, result: Result) -> tuple[str, ...]:
     if result.failure or result.drop is None:
         return (network, contender, *[""] * (len(HEADER) - 3), result.failure or "")
@@ -221,7 +232,7 @@ def row(network: str, contender: str, result: Result) -> tuple[str, ...]:
         str(result.float_layers),
         f"{100 * result.value:.1f}",
         f"{100 * drop.value:.1f} [{100 * drop.low:.1f}, {100 * drop.high:.1f}]",
-        {True: "yes", False: "no", None: "not sure"}[result.met],
+        ANSWER[result.met],
         f"{100 * result.test:.1f}",
         result.note,
     )
@@ -245,7 +256,7 @@ def goals(case: Case, results: Mapping[str, Result]) -> Iterator[tuple[str, ...]
     yield goal(case, "full evaluations", f"{ours.evaluations}", f"{most}", ours.evaluations <= most)
     if best:
         met = bool(ours.met) or not best.met
-        yield goal(case, "target met", f"{ours.met}", f"{best.met} by exhaustive", met)
+        yield goal(case, "target met", ANSWER[ours.met], f"{ANSWER[best.met]} by exhaustive", met)
         fewer = ours.float_layers <= best.float_layers
         yield goal(case, "layers in float", f"{ours.float_layers}", f"{best.float_layers}", fewer)
     for name in ("greedy", "greedy as nncf"):
@@ -264,7 +275,7 @@ def run(case: Case, contenders: Iterable[str], options: argparse.Namespace) -> d
     for name in contenders:
         print(f"{case.name}: {name}", file=sys.stderr, flush=True)
         if name in NNCF:
-            results[name] = by_nncf(case, options.nncf_python, **NNCF[name])
+            results[name] = by_nncf(case, options.nncf_python, NNCF[name])
         else:
             results[name] = measured(case, name, options.stop_s)
     return results

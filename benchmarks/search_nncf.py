@@ -2,10 +2,12 @@
 
     python benchmarks/search_nncf.py FOLDER
 
-It runs in an environment that has torch, nncf and openvino and needs nothing of qtrack's. FOLDER holds the
-float network (``network.pt2``), the splits (``data.safetensors``) and ``options.json`` with ``max_drop`` and
-``per_channel``. Samples go to nncf one by one, so that it can rank on those that lost most, and through the
-network in batches. What it delivers is run as OpenVINO's CPU plugin runs it by default.
+It runs in an environment that has torch, nncf and openvino, and of qtrack takes the rule of acceptance.
+FOLDER holds the float network (``network.pt2``), the splits (``data.safetensors``) and ``options.json``:
+``max_drop``, ``per_channel`` and ``confidence``, with which nncf is told the worst metric that the interval
+allows in place of the one measured; null: what was measured. Samples go to nncf one by one, so that it can
+rank on those that lost most, and through the network in batches. What it delivers is run as OpenVINO's CPU
+plugin runs it by default.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import torch
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 from safetensors.numpy import load_file
 
+from qtrack.statistics import paired_drop
+
 BATCH = 64
 WITH_WEIGHTS = {"Convolution", "GroupConvolution", "MatMul"}
 STORED_AS = {"i8", "u8"}
@@ -31,20 +35,30 @@ STORED_AS = {"i8", "u8"}
 class Validation:
     """The validation function, and how often and on how many samples it was called."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, confidence: float | None) -> None:
+        self.size, self.confidence = size, confidence
         self.calls = self.whole = self.samples = 0
         self.last = 0.0
+        self.floating: np.ndarray | None = None
 
     def __call__(self, model: Any, items: Any) -> tuple[float, list[float]]:
         images, labels = zip(*items, strict=True)
         found = scores(model, np.stack(images), np.array(labels))
         self.calls += 1
         self.samples += len(found)
-        if len(found) == self.size:
-            self.whole += 1
-            self.last = float(found.mean())
-        return float(found.mean()), found.tolist()
+        is_whole = len(found) == self.size
+        return self._on_all(found) if is_whole else float(found.mean()), found.tolist()
+
+    def _on_all(self, found: np.ndarray) -> float:
+        """The metric on the whole split; the first to come is the float model."""
+        self.whole += 1
+        self.last = float(found.mean())
+        if self.floating is None:
+            self.floating = found
+            return self.last
+        if self.confidence is None:
+            return self.last
+        return float(self.floating.mean()) - paired_drop(self.floating, found, self.confidence).high
 
 
 def scores(model: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -75,7 +89,7 @@ def main(folder: Path) -> None:
     network = ov.convert_model(torch.export.load(folder / "network.pt2"))
     calibration = [(image, 0) for image in data["calibration.images"]]
     validation = list(zip(data["validation.images"], data["validation.labels"], strict=True))
-    validate = Validation(len(validation))
+    validate = Validation(len(validation), options.get("confidence"))
     weights = QuantizationParameters(per_channel=options["per_channel"])
     began = time.process_time()
     found = nncf.quantize_with_accuracy_control(

@@ -142,7 +142,7 @@ def by_nncf(case: Case, python: str | None, options: Mapping[str, Any]) -> Resul
         return Result(failure="skipped: no --nncf-python")
     with tempfile.TemporaryDirectory() as folder:
         write(case, Path(folder), {"max_drop": TARGET.max_drop, **options})
-        command = [python, str(HERE / "search_nncf.py"), folder]
+        command = [str(Path(python).absolute()), str(HERE / "search_nncf.py"), folder]
         try:
             done = run_on_one_core(command, folder)
         except OSError as error:
@@ -307,8 +307,8 @@ def main() -> None:
         asked += list(goals(case, results))
     draw = markdown if options.markdown else plain
     print(machine(), draw(HEADER, table), sep="\n\n")
-    print()
-    print(draw(("network", "goal", "fallback", "limit", "holds"), asked))
+    if asked:
+        print("\n" + draw(("network", "goal", "fallback", "limit", "holds"), asked))
 
 
 if __name__ == "__main__":

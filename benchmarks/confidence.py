@@ -24,7 +24,7 @@ made up.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -43,6 +43,7 @@ Generator = np.random.Generator
 
 RIGHT = 0.98
 WON = 0.2
+CALIBRATION_NOISE = 0.3
 DROP_PER_HIT = RIGHT - WON * (1 - RIGHT)
 
 
@@ -144,7 +145,32 @@ class Validation:
     def evidence(self) -> Evidence:
         """What the pipeline hands to a stage after ``float`` and ``ptq``."""
         start = judge(self.outcome(START), self.baseline.outcome, self.target)
-        return Evidence(self.target, self.baseline, start, {"float": self.baseline, "ptq": start}, self.probe)
+        earlier = {"float": self.baseline, "ptq": start}
+        return Evidence(
+            self.target, self.baseline, start, earlier, self.probe, mixtures=lambda: Calibrated(self)
+        )
+
+
+class Calibrated:
+    """What calibration samples tell of mixtures: damages, each but for a factor of its own."""
+
+    def __init__(self, validation: Validation) -> None:
+        self.validation = validation
+        rng = np.random.default_rng([validation.seed, 1])
+        self.damages = {
+            layer: damage * np.exp(CALIBRATION_NOISE * rng.standard_normal())
+            for layer, damage in validation.network.damages.items()
+        }
+
+    def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+        return tuple(sorted(costs, key=lambda layer: -self.damages[layer] / costs[layer]))
+
+    def harm(self, off: Collection[str]) -> float:
+        return sum(damage for layer, damage in self.damages.items() if layer not in off)
+
+    def scores(self, off: Collection[str], positions: Sequence[int]) -> Floats:
+        integers = [layer for layer in self.damages if layer not in off]
+        return self.validation.scores(integers)[list(positions)]
 
 
 START = Recipe(engine="x86")

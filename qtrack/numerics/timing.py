@@ -2,7 +2,8 @@
 
 All graphs are run in turns, so that the machine's mood touches them alike, and a time is the median over the
 rounds. Conversions are timed on each node's own output, right after the node, in passes of their own, which
-come first: the nodes themselves are timed with the graph's own weights in the caches.
+come first: the nodes themselves are timed with the graph's own weights in the caches. With one torch thread
+time is that of the thread, which on a quiet machine is the wall's: what else runs there does not count.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch.utils._pytree import tree_flatten
 from qtrack.numerics.graph import Program
 from qtrack.numerics.steps import Inputs
 
-ROUNDS = 15
-SECONDS = 5.0
-MINIMUM = 3
+ROUNDS = 30
+SECONDS = 10.0
+MINIMUM = 5
 SCALE, ZERO_POINT = 0.1, 64
 """Of conversions that are only timed: any do."""
 Times = Mapping[str, float]
@@ -32,51 +33,49 @@ Times = Mapping[str, float]
 class Timing:
     """Milliseconds of one graph, by node."""
 
-    quantize: Times
-    """Of the output of those that give floats."""
-    dequantize: Times
-    """Of the output of those that give integers."""
     nodes: Times
-    """Of the nodes themselves."""
+    conversions: Times
+    """Of the node's output to integers where it is floats, and to floats where it is integers."""
 
 
 def timings(programs: Sequence[Program], model: nn.Module, inputs: Inputs) -> tuple[list[Timing], float, int]:
     """Of each graph, of one call of a whole model, and how often the inputs went through any of them."""
-    kept: list[list[list[dict[str, float]]]] = [[[], [], []] for _ in programs]
+    kept: list[tuple[list[Times], list[Times]]] = [([], []) for _ in programs]
     whole: list[float] = []
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     began = time.perf_counter()
     with torch.no_grad():
         for turn in range(ROUNDS + 1):
             if turn > MINIMUM and time.perf_counter() - began > SECONDS:
                 break
-            for program, passes in zip(programs, kept, strict=True):
-                for one, extra in zip(passes, (_quantized, _dequantized, None), strict=True):
-                    one.append(program.timed(inputs, extra))
-            whole.append(_called_ms(model, inputs))
-    found = [Timing(*(_medians(one) for one in passes)) for passes in kept]
-    return found, float(np.median(whole[1:])), len(whole) * (1 + 3 * len(programs))
+            for program, (nodes, conversions) in zip(programs, kept, strict=True):
+                conversions.append(program.timed(inputs, clock, _converted))
+                nodes.append(program.timed(inputs, clock))
+            model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+            whole.append(_called_ms(model, inputs, clock))
+    found = [Timing(_medians(nodes), _medians(conversions)) for nodes, conversions in kept]
+    return found, float(np.median(whole[1:])), len(whole) * 2 * (1 + len(programs))
 
 
-def _quantized(value: Any) -> list[Tensor]:
-    """All its floats as integers."""
-    floats = (
-        leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    )
-    return [torch.quantize_per_tensor(leaf, SCALE, ZERO_POINT, torch.quint8) for leaf in floats]
+def _converted(value: Any) -> list[Tensor]:
+    """All its tensors in the other type."""
+    return [_other_type(leaf) for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
 
 
-def _dequantized(value: Any) -> list[Tensor]:
-    """All its integers as floats."""
-    leaves = (leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor))
-    return [leaf.dequantize() for leaf in leaves if leaf.is_quantized]
+def _other_type(value: Tensor) -> Tensor:
+    if value.is_quantized:
+        return value.dequantize()
+    if value.is_floating_point():
+        return torch.quantize_per_tensor(value, SCALE, ZERO_POINT, torch.quint8)
+    return value
 
 
-def _called_ms(model: Callable[..., Any], inputs: Inputs) -> float:
-    began = time.perf_counter()
+def _called_ms(model: nn.Module, inputs: Inputs, clock: Callable[[], float]) -> float:
+    began = clock()
     model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-    return 1000 * (time.perf_counter() - began)
+    return 1000 * (clock() - began)
 
 
-def _medians(rounds: list[dict[str, float]]) -> Times:
+def _medians(rounds: Sequence[Times]) -> Times:
     """The first round warms up."""
     return {name: float(np.median([one[name] for one in rounds[1:]])) for name in rounds[0]}

@@ -3,6 +3,8 @@
 One quantized model is made for each kind of rung, with all layers on it that can be, and all are compared
 with the float network in one sweep over the calibration samples: a layer's noise is that of its own output,
 over the signal, with everything before it in float. Times are taken in place, on the first calibration batch.
+A kernel that comes after one of the other type finds the processor colder than it does among its like; what
+that comes to is measured on one more model, with every other layer in float, and stands in the conversions.
 
 Rungs: as the recipe has it; the same with other observers, or with scales per channel; dynamic int8; weights
 stored in float16; float. What the backend or the layer cannot have is left out. bfloat16 is no mode of
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -142,6 +144,15 @@ class _Sweep:
         self.parts = {kind: self._quantized(kind, one) for kind, one in wanted.items() if one is not None}
         self.wiring = Wiring(self.parts[AS_IT_IS].quantized.pair)
         self.lineages = lineages_of(task.model())
+        self.every_other = self._weighted()[1::2]
+        self.mixed = self._quantized("mixed", recipe.keeping_float(*self.every_other))
+
+    def _weighted(self) -> list[str]:
+        """Layers with weights that run on integers."""
+        found = (
+            self.wiring.layer(site) for site in self.wiring.sites if site.params and site.dtype == "int8"
+        )
+        return list(dict.fromkeys(found))
 
     def table(self) -> PriceTable:
         """Put together of what was measured."""
@@ -149,7 +160,7 @@ class _Sweep:
             raise RecipeError("recipe: no layer runs on integers, so that there is nothing to choose for")
         with using_engine(self.recipe.engine):
             noises = self._noises()
-            timed, floats, whole_ms = self._times()
+            timed, floats, mixed, whole_ms = self._times()
         kinds = {
             kind: _Kind(parts, _sites(parts.quantized.pair), noises[kind], timed[kind], self._bytes(parts))
             for kind, parts in self.parts.items()
@@ -157,13 +168,17 @@ class _Sweep:
         layers = tuple(self._layers(kinds, floats))
         outside = total(floats.nodes, tuple(self.wiring.outside()))
         own = kinds[AS_IT_IS]
-        return PriceTable(
+        table = PriceTable(
             layers=layers,
             flows=tuple(self._flows(own, floats)),
-            rest_ms=max(whole_ms - sum(own.timing.nodes.values()), 0.0) + outside,
+            rest_ms=outside,
             rest_bytes=size_bytes(own.parts.quantized.model.state_dict()) - sum(own.bytes.values()),
             batch_size=self.batch_size,
             threads=torch.get_num_threads(),
+        )
+        switching = _switching(table, dict.fromkeys(self.every_other, "float"), sum(mixed.nodes.values()))
+        return replace(
+            table, flows=switching, rest_ms=outside + max(whole_ms - sum(own.timing.nodes.values()), 0.0)
         )
 
     def _quantized(self, kind: str, recipe: Recipe) -> Parts:
@@ -187,21 +202,22 @@ class _Sweep:
             for kind, comparison in zip(self.parts, found, strict=True)
         }
 
-    def _times(self) -> tuple[dict[str, Timing], Timing, float]:
-        """Of each kind, of the float network, and of one call of the recipe's own model.
+    def _times(self) -> tuple[dict[str, Timing], Timing, Timing, float]:
+        """Of each kind, of the float network, of the mixed one, and of one call of the recipe's own model.
 
         Integer kernels write channels last, so that is what a float layer after one of them reads.
         """
         inputs = channels_last(self.task.inputs(next(batches_of(self.task, "calibration"))))
         kinds = [kind for kind in self.parts if kind not in OBSERVERS]  # which have the recipe's kernels
         programs = [_program(self.parts[kind].quantized.pair.actual) for kind in kinds]
+        programs += [self.wiring.program, _program(self.mixed.quantized.pair.actual)]
         model = self.parts[AS_IT_IS].quantized.model
-        (floats, *found), whole_ms, passes = timings([self.wiring.program, *programs], model, inputs)
+        (*found, floats, mixed), whole_ms, passes = timings(programs, model, inputs)
         self.batch_size = batch_size(inputs)
         self.tensors = self._tensors(inputs)
         self.forward_samples += passes * self.batch_size
         timed = dict(zip(kinds, found, strict=True))
-        return {kind: timed.get(kind, timed[AS_IT_IS]) for kind in self.parts}, floats, whole_ms
+        return {kind: timed.get(kind, timed[AS_IT_IS]) for kind in self.parts}, floats, mixed, whole_ms
 
     def _tensors(self, inputs: Inputs) -> set[str]:
         """Nodes of the float network that give tensors, not sizes or the like."""
@@ -253,8 +269,8 @@ class _Sweep:
             consumers = _consumers(wire, self.tensors)
             if consumers and wire.node in self.tensors:
                 actual = [site.actual for site in self.wiring.sites if site.end == wire.node]
-                dequantize = total(own.timing.dequantize, tuple(actual))
-                yield Flow(wire.producer or OUTSIDE, consumers, floats.quantize[wire.node], dequantize)
+                dequantize = total(own.timing.conversions, tuple(actual))
+                yield Flow(wire.producer or OUTSIDE, consumers, floats.conversions[wire.node], dequantize)
 
 
 def _rung(kind: str, scheme: AnyScheme, layer: str, sites: list[Site], measured: _Kind) -> Rung:
@@ -267,6 +283,20 @@ def _rung(kind: str, scheme: AnyScheme, layer: str, sites: list[Site], measured:
         sum(measured.noise.get(site.layer, 0.0) for site in found),
         total(measured.timing.nodes, tuple(site.actual for site in found)),
         measured.bytes.get(layer, 0),
+    )
+
+
+def _switching(table: PriceTable, mixed: Mapping[str, str], measured_ms: float) -> tuple[Flow, ...]:
+    """The flows with what the mixed model takes beyond its parts, as a part of conversions between layers."""
+    between = [OUTSIDE not in (flow.producer, *flow.consumers) for flow in table.flows]
+    converted = {producer for producer, _, _ in table.conversions(mixed)}
+    count = sum(one and flow.producer in converted for one, flow in zip(between, table.flows, strict=True))
+    extra = max(measured_ms - table.predicted_ms(mixed), 0.0) / max(count, 1)
+    return tuple(
+        replace(flow, quantize_ms=flow.quantize_ms + extra, dequantize_ms=flow.dequantize_ms + extra)
+        if one
+        else flow
+        for one, flow in zip(between, table.flows, strict=True)
     )
 
 

@@ -93,6 +93,8 @@ class StageResult:
     """The stage whose remedy it took, where a diagnosis named that."""
     searched: Searched | None = None
     """How its search went, where it made one."""
+    pricing: Cost | None = None
+    """What it spent on a table of prices."""
 
     @property
     def outcome(self) -> Outcome:
@@ -100,11 +102,11 @@ class StageResult:
 
     @property
     def cost(self) -> Cost:
-        """Of the stage with its search and its diagnosis, whenever that was."""
+        """Of the stage with its search, its diagnosis and its prices, whenever that was."""
         if self.known:
             return self.known.cost
         spent = [probe.outcome.cost for probe in self.probes]
-        spent += [self.diagnosing] if self.diagnosing else []
+        spent += [one for one in (self.diagnosing, self.pricing) if one]
         return sum(spent, self.outcome.cost)
 
 

@@ -67,7 +67,7 @@ def most_precise(table: PriceTable, weights: Mapping[str, float] | None = None) 
 def front(
     table: PriceTable, cost: Cost, points: int, weights: Mapping[str, float] | None = None
 ) -> list[dict[str, str]]:
-    """From the cheapest choice to the most precise, each the cheapest of its noise.
+    """So many choices at most, from the cheapest to the most precise, each the cheapest of its noise.
 
     Budgets of noise are spaced evenly in decibels; choices that come twice are there once.
     """
@@ -77,7 +77,7 @@ def front(
     final = table.noise(most_precise(table, weights), weights)
     if loudest <= final or quietest <= 0:
         return [cheapest(table, cost, loudest, weights)]
-    budgets = np.geomspace(loudest, min(quietest, loudest), max(points - 1, 1))
+    budgets = np.geomspace(loudest, min(quietest, loudest), points - 1)
     found: list[dict[str, str]] = []
     for budget in [*(float(one) for one in budgets if one > final), final]:
         choice = cheapest(table, cost, budget, weights)

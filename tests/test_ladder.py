@@ -270,7 +270,7 @@ def test_its_recipe_runs_as_the_table_says_and_the_table_is_recorded(monkeypatch
     monkeypatch.setattr(measuring, "KINDS", ("per_channel",))
     memory, results = in_memory("ptq", {"ladder": {"max_size_kb": 2.5}})
     rows = memory.stages["ladder"].tables["prices"]
-    chosen = {row["layer"]: row for row in rows if row["chosen"] and row["type"] not in (None, "conversion")}
+    chosen = {row["layer"]: row for row in rows if row["chosen"] and row["dtype"]}
     ran = {row.layer: row.dtype for row in results["ladder"].outcome.layers}
     assert {name: row["dtype"] for name, row in chosen.items() if name in ran} == ran
     assert "float" in {row["rung"] for row in chosen.values()}

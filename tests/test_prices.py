@@ -36,9 +36,10 @@ def test_neighbours_share_theirs_and_the_ends_need_none():
 
 def test_a_tensor_is_converted_once_however_many_read_it():
     table = PriceTable(chain().layers, (Flow("a", ("b", "c", OUTSIDE), 0.5, 0.25),), 0.0, 0, 8, 1)
-    assert list(table.conversions({})) == [("a", "dequantize", 0.25)]
-    assert list(table.conversions({"b": "float"})) == [("a", "dequantize", 0.25)]
-    assert list(table.conversions({"a": "float"})) == [("a", "quantize", 0.5)]
+    (flow,) = table.flows
+    assert list(table.conversions({})) == [(flow, "dequantize", 0.25)]
+    assert list(table.conversions({"b": "float"})) == [(flow, "dequantize", 0.25)]
+    assert list(table.conversions({"a": "float"})) == [(flow, "quantize", 0.5)]
 
 
 def test_bytes_and_noise_add_up():
@@ -135,7 +136,9 @@ def test_a_row_for_each_rung_and_conversion_with_what_was_chosen():
     rows = chain().rows({"b": "float"})
     chosen = [(row["layer"], row["rung"]) for row in rows if row["chosen"]]
     layers = [("a", "recipe"), ("b", "float"), ("c", "recipe")]
-    conversions = [("input", "quantize"), ("a", "dequantize"), ("b", "quantize"), ("c", "dequantize")]
-    assert chosen == [*layers, *conversions, ("rest", "rest")]
-    assert len(rows) == 6 + 8 + 1
+    conversions = [("float > a", "quantize"), ("a > b", "dequantize"), ("b > c", "quantize")]
+    assert chosen == [*layers, *conversions, ("c > float", "dequantize"), ("rest", "rest")]
+    assert len(rows) == 6 + 7 + 1
+    assert sum(row["milliseconds"] for row in rows if row["chosen"]) == chain().predicted_ms({"b": "float"})
+    assert sum(row["bytes"] for row in rows if row["chosen"]) == chain().predicted_bytes({"b": "float"})
     assert (rows[2]["sqnr_db"], rows[3]["sqnr_db"]) == (10.0, None)

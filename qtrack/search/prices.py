@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -113,7 +113,7 @@ class PriceTable:
         """Of one batch, conversions included."""
         rungs = self.rungs(choice)
         layers = sum(rung.milliseconds for rung in rungs.values())
-        return self.rest_ms + layers + sum(ms for _, _, ms in self.conversions(choice))
+        return self.rest_ms + layers + sum(ms for *_, ms in self.conversions(choice))
 
     def predicted_bytes(self, choice: Choice) -> int:
         """Of all parameters as they are stored."""
@@ -124,15 +124,15 @@ class PriceTable:
         weights = weights or {}
         return sum(weights.get(name, 1.0) * rung.noise for name, rung in self.rungs(choice).items())
 
-    def conversions(self, choice: Choice) -> Iterator[tuple[str, str, float]]:
-        """Producer, ``quantize`` or ``dequantize``, and milliseconds, of each that there is."""
+    def conversions(self, choice: Choice) -> Iterator[tuple[Flow, str, float]]:
+        """The tensor, ``quantize`` or ``dequantize``, and milliseconds, of each that there is."""
         in_float = {name: rung.in_float for name, rung in self.rungs(choice).items()} | {OUTSIDE: True}
         for flow in self.flows:
             producer, consumers = in_float[flow.producer], {in_float[name] for name in flow.consumers}
             if producer and False in consumers:
-                yield flow.producer, "quantize", flow.quantize_ms
+                yield flow, "quantize", flow.quantize_ms
             if not producer and True in consumers:
-                yield flow.producer, "dequantize", flow.dequantize_ms
+                yield flow, "dequantize", flow.dequantize_ms
 
     def recipe(self, recipe: Recipe, choice: Choice) -> Recipe:
         """The recipe that was priced with the layers on these rungs, each by one override."""
@@ -147,16 +147,16 @@ class PriceTable:
 
     def rows(self, chosen: Choice) -> list[dict[str, Any]]:
         """A row for each rung of each layer, and for the conversions of each tensor."""
-        rungs, converted = self.rungs(chosen), {(name, how) for name, how, _ in self.conversions(chosen)}
+        rungs, converted = self.rungs(chosen), {(flow, how) for flow, how, _ in self.conversions(chosen)}
         found = [
             _row(layer, rung, rungs[layer.layer] == rung) for layer in self.layers for rung in layer.rungs
         ]
         for flow in self.flows:
             for how, ms in (("quantize", flow.quantize_ms), ("dequantize", flow.dequantize_ms)):
-                taken = (flow.producer, how) in converted
-                found.append(_conversion(flow.producer or "input", how, ms, taken))
-        rest = {"layer": "rest", "rung": "rest", "milliseconds": self.rest_ms, "bytes": self.rest_bytes}
-        return [*found, dict.fromkeys(COLUMNS) | rest | {"chosen": True}]
+                if flow.producer if how == "dequantize" else any(flow.consumers):  # else it is in float
+                    found.append(_conversion(flow, how, ms, (flow, how) in converted))
+        rest = {"layer": REST, "rung": REST, "type": REST, "milliseconds": self.rest_ms}
+        return [*found, dict.fromkeys(COLUMNS) | rest | {"bytes": self.rest_bytes, "chosen": True}]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -164,7 +164,24 @@ class PriceTable:
         return plain
 
 
-COLUMNS = ("layer", "rung", "type", "dtype", "sqnr_db", "milliseconds", "bytes", "chosen")
+@dataclass(frozen=True)
+class PriceRow:
+    """A row of the table as it is recorded."""
+
+    layer: str
+    """Of a conversion: who hands a tensor to whom."""
+    rung: str
+    type: str
+    """Of a layer; else ``conversion`` or ``rest``."""
+    dtype: str | None
+    sqnr_db: float | None
+    milliseconds: float
+    bytes: int
+    chosen: bool
+
+
+COLUMNS = tuple(field.name for field in fields(PriceRow))
+CONVERSION, REST, FLOAT = "conversion", "rest", "float"
 
 
 def prices_from(data: Mapping[str, Any]) -> PriceTable:
@@ -199,6 +216,7 @@ def _row(layer: PricedLayer, rung: Rung, chosen: bool) -> dict[str, Any]:
     }
 
 
-def _conversion(layer: str, how: str, milliseconds: float, chosen: bool) -> dict[str, Any]:
-    row = {"layer": layer, "rung": how, "type": "conversion", "milliseconds": milliseconds, "chosen": chosen}
-    return {**dict.fromkeys(COLUMNS), **row}
+def _conversion(flow: Flow, how: str, milliseconds: float, chosen: bool) -> dict[str, Any]:
+    readers = ", ".join(name or FLOAT for name in flow.consumers)
+    row = {"layer": f"{flow.producer or FLOAT} > {readers}", "rung": how, "type": CONVERSION}
+    return dict.fromkeys(COLUMNS) | row | {"milliseconds": milliseconds, "bytes": 0, "chosen": chosen}

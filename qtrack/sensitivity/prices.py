@@ -288,16 +288,14 @@ def _rung(kind: str, scheme: AnyScheme, layer: str, sites: list[Site], measured:
 
 def _switching(table: PriceTable, mixed: Mapping[str, str], measured_ms: float) -> tuple[Flow, ...]:
     """The flows with what the mixed model takes beyond its parts, as a part of conversions between layers."""
-    between = [OUTSIDE not in (flow.producer, *flow.consumers) for flow in table.flows]
-    converted = {producer for producer, _, _ in table.conversions(mixed)}
-    count = sum(one and flow.producer in converted for one, flow in zip(between, table.flows, strict=True))
+    between = {flow for flow in table.flows if OUTSIDE not in (flow.producer, *flow.consumers)}
+    count = sum(flow in between for flow, _, _ in table.conversions(mixed))
     extra = max(measured_ms - table.predicted_ms(mixed), 0.0) / max(count, 1)
-    return tuple(
-        replace(flow, quantize_ms=flow.quantize_ms + extra, dequantize_ms=flow.dequantize_ms + extra)
-        if one
-        else flow
-        for one, flow in zip(between, table.flows, strict=True)
-    )
+
+    def dearer(flow: Flow) -> Flow:
+        return replace(flow, quantize_ms=flow.quantize_ms + extra, dequantize_ms=flow.dequantize_ms + extra)
+
+    return tuple(dearer(flow) if flow in between else flow for flow in table.flows)
 
 
 def _stands(kind: str, sites: list[Site], measured: _Kind) -> bool:

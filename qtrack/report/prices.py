@@ -33,11 +33,8 @@ def prices(rows: Sequence[Row]) -> Table:
 def _cells(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     """A layer's name stands with the first of its rungs."""
     groups = (list(group) for _, group in groupby(rows, key=lambda row: row["layer"]))
-    return tuple(
-        (row["layer"] if position == 0 else "", *_rung(row))
-        for group in groups
-        for position, row in enumerate(group)
-    )
+    named = ((row["layer"] if row is group[0] else "", row) for group in groups for row in group)
+    return tuple((name, *_rung(row)) for name, row in named)
 
 
 def _rung(row: Row) -> tuple[str, ...]:

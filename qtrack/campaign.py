@@ -25,9 +25,11 @@ from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
 from qtrack.rewriting import rewritten
 from qtrack.scratch import Scratch
+from qtrack.search.prices import PriceTable
 from qtrack.searching import Prober, Purse, Sensor
+from qtrack.sensitivity.prices import prices
 from qtrack.stages import Evidence, Judged, judge
-from qtrack.stages.evidence import nothing_to_diagnose
+from qtrack.stages.evidence import nothing_to_diagnose, nothing_to_price
 
 log = logging.getLogger("qtrack")
 
@@ -115,6 +117,7 @@ class _Campaign:
             prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
             diagnoser = _Diagnoser(self, start, monitor, record)
             sensor = Sensor(spec.name, self.plan.task, previous, self.sizes, monitor, record)
+            pricer = _Pricer(self, previous, monitor, record)
             evidence = Evidence(
                 self.plan.pipeline.target,
                 self.baseline,
@@ -126,13 +129,14 @@ class _Campaign:
                 propose=prober.propose,
                 mixtures=sensor,
                 diagnose=diagnoser,
+                rungs=pricer,
             )
             recipe = settled(prober.answer(lambda: rewritten(self.plan, spec, before, evidence)))
-            asked = prober.searched or diagnoser.found or sensor.found
+            asked = prober.searched or diagnoser.found or sensor.found or pricer.table
             known = None if asked else self.memory.executed(recipe)
             if known is None:
                 record.recipe(recipe, before if previous else None)
-                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser, sensor)
+                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser, sensor, pricer)
                 record.result(result)
                 _tell(result)
                 return result
@@ -147,9 +151,11 @@ class _Campaign:
         prober: Prober,
         diagnoser: _Diagnoser,
         sensor: Sensor,
+        pricer: _Pricer,
     ) -> StageResult:
         judged = self.execute(recipe, prober.monitor)
         assert self.baseline is not None
+        pricer.tell(recipe)
         return StageResult(
             spec.name,
             index,
@@ -162,6 +168,7 @@ class _Campaign:
             diagnosing=diagnoser.cost,
             measuring=sensor.cost,
             followed=diagnoser.followed(recipe),
+            pricing=pricer.cost,
         )
 
     def _refer(self, spec: StageSpec, index: int, known: Known) -> StageResult:
@@ -297,3 +304,31 @@ class _Diagnoser:
             return None
         seconds = self.found.seconds
         return Cost(seconds, {"diagnose": seconds}, self.found.forward_samples, 0)
+
+
+class _Pricer:
+    """Prices the layers of the stage that another starts from, once, and records the table with that one."""
+
+    def __init__(
+        self, campaign: _Campaign, start: Judged | None, monitor: Monitor, record: StageRecord
+    ) -> None:
+        self.campaign = campaign
+        self.start = start
+        self.monitor = monitor
+        self.record = record
+        self.table: PriceTable | None = None
+        self.cost: Cost | None = None
+
+    def __call__(self) -> PriceTable:
+        if self.start is None:
+            return nothing_to_price()
+        if self.table is None:
+            self.record.begin()
+            task, recipe = self.campaign.plan.task, self.start.outcome.recipe
+            self.table, self.cost = prices(task, recipe, self.monitor, self.campaign.sizes)
+        return self.table
+
+    def tell(self, recipe: Recipe) -> None:
+        """What was measured, and which of it the recipe has chosen."""
+        if self.table is not None:
+            self.record.table("prices", self.table.rows(self.table.chosen(recipe)))

@@ -95,6 +95,8 @@ class StageResult:
     """The stage whose remedy it took, where a diagnosis named that."""
     searched: Searched | None = None
     """How its search went, where it made one."""
+    pricing: Cost | None = None
+    """What it spent on a table of prices."""
 
     @property
     def outcome(self) -> Outcome:
@@ -106,7 +108,7 @@ class StageResult:
         if self.known:
             return self.known.cost
         spent = [probe.outcome.cost for probe in self.probes]
-        spent += [cost for cost in (self.diagnosing, self.measuring) if cost]
+        spent += [cost for cost in (self.diagnosing, self.measuring, self.pricing) if cost]
         return sum(spent, self.outcome.cost)
 
 

@@ -63,7 +63,7 @@ class FxBackend:
             lineages = lineages_of(model)
             in_float = add_overrides(mapping, calls, recipe, lineages, _function_qconfigs(recipe))
         prepared = self._prepare(model, recipe, details.schemes, mapping, example)
-        hold_float(prepared, in_float)
+        hold_float(prepared, [*in_float, *_without_weights(prepared, recipe, details)])
         return Prepared(prepared, recipe, details)
 
     def _prepare(
@@ -147,6 +147,15 @@ def _left_whole(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnySchem
         return named and all(isinstance(scheme, Float) for scheme in inside)
 
     return [name for name in lineages if whole(name)]
+
+
+def _without_weights(prepared: GraphModule, recipe: Recipe, details: Assignment) -> list[str]:
+    """Nodes of modules, such as pools, that an override leaves in float among layers on integers."""
+    if not isinstance(recipe.default, Static):
+        return []
+    modules = {n: str(n.target) for n in prepared.graph.nodes if n.op == "call_module"}
+    floats = {n: name for n, name in modules.items() if isinstance(details.schemes.get(name), Float)}
+    return [node.name for node, name in floats.items() if not details.modules[name].params]
 
 
 def _mapping(model: nn.Module, recipe: Recipe, schemes: Mapping[str, AnyScheme]) -> QConfigMapping:

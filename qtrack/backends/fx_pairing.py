@@ -42,18 +42,20 @@ def pair_graphs(
     """Pair all layers with weights, and all functions that ran quantized."""
     quantized = _quantized_nodes(converted, example)
     names = Names(reference, modules)
-    sites, moves = [], dict[str, str]()
+    sites, moving = list[Site](), list[Site]()
     for index, (start, end, actual) in enumerate(_matches(reference, converted)):
         dtype = _dtype(converted, actual, quantized)
         module = _module(reference, start)
         params = modules[str(start.target)].params if module else 0
         layer, kind = names.of(start)
+        place = index, layer, kind, dtype, params, start.name, end.name, actual.name
         if not params and (dtype == "float32" or moves_data(kind)):
-            moves |= {layer: actual.name} if actual.name in quantized else {}
+            moving += [Site(*place)] if actual.name in quantized else []
             continue
         weights = folded_weight(module), dequantized_weight(_module(converted, actual))
-        sites.append(Site(index, layer, kind, dtype, params, start.name, end.name, actual.name, *weights))
-    return Pair(Program(reference, _is_observer), Program(converted), tuple(sites), moves)
+        sites.append(Site(*place, *weights))
+    moves = {site.layer: site.actual for site in moving}
+    return Pair(Program(reference, _is_observer), Program(converted), tuple(sites), moves, tuple(moving))
 
 
 def _is_observer(module: Any) -> bool:

@@ -24,7 +24,7 @@ from qtrack.engine.training import Checkpoint, train
 from qtrack.environment import may_saturate
 from qtrack.errors import DataError, RecipeError, TaskError
 from qtrack.monitor import SILENT, Monitor
-from qtrack.numerics import Comparison, Options, Pair, compare, histograms
+from qtrack.numerics import Comparison, Options, compare, histograms
 from qtrack.outcome import Cost, Latency, Outcome
 from qtrack.recipe import Recipe, Static
 from qtrack.task import Batch, Task
@@ -229,8 +229,7 @@ class _Execution:
             inputs = map(self.task.inputs, self._counted("correct bias", self._calibration(), "calibration"))
             correct_bias(model, before.sites, inputs, self.recipe.non_traceable)
         parts = self._converted(backend, model)
-        after = parts.quantized.pair
-        pair = Pair(before.reference, after.actual, after.sites, after.moves)
+        pair = replace(parts.quantized.pair, reference=before.reference)
         return replace(parts, quantized=replace(parts.quantized, pair=pair))
 
     def _converted(self, backend: Backend, model: nn.Module) -> Parts:

@@ -18,6 +18,7 @@ from qtrack.outcome import LayerRow
 from qtrack.reading import check_plain, reason_of
 from qtrack.recipe import Recipe, recipe_to_yaml
 from qtrack.recipe_diff import recipe_diff
+from qtrack.search.prices import PriceRow
 
 if TYPE_CHECKING:
     from qtrack.records import Setting, StageResult
@@ -32,7 +33,13 @@ class _Layer(LayerRow):
     """A row as read: of the right types, and of no size that only a forged one has."""
 
 
-_LAYER = TypeAdapter(_Layer)
+@with_config(ConfigDict(strict=True, str_max_length=10_000, allow_inf_nan=False))
+@dataclass(frozen=True)
+class _Price(PriceRow):
+    """A row of prices as read."""
+
+
+_LAYER, _PRICE = TypeAdapter(_Layer), TypeAdapter(_Price)
 DECIBELS = {field.name for field in fields(LayerRow) if field.name.endswith("_db")}
 MAX_DB = 3000
 SHOWN_FIRST = ("layer", "own_sqnr_db")
@@ -93,6 +100,18 @@ def read_layers(text: str) -> list[dict[str, Any]]:
         if any(abs(value or 0) > MAX_DB for name, value in row.items() if name in DECIBELS):
             raise ValueError(f"row {position}: more than {MAX_DB} dB")
     return [in_schema_order(row) for row in rows]
+
+
+def read_prices(text: str) -> list[dict[str, Any]]:
+    """A table of prices; raises ValueError where a value cannot be one."""
+    rows = read_table(text)
+    for position, row in enumerate(rows):
+        try:
+            _PRICE.validate_json(json.dumps(row))
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            raise ValueError(f"row {position}, {fault['loc'][0]}: {fault['msg']}") from error
+    return rows
 
 
 def in_schema_order(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
 from qtrack.ledger import models, registry
 from qtrack.ledger.artifacts import Artifacts, corrupt, shown
 from qtrack.ledger.diagnoses import ended, read_diagnosis, write_diagnosis
-from qtrack.ledger.files import read_json, read_layers
+from qtrack.ledger.files import read_json, read_layers, read_prices
 from qtrack.ledger.links import links_of
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.outcomes import NEEDED, Samples, read_outcome, read_samples
@@ -209,6 +209,18 @@ class Ledger:
             return read_layers(self._artifacts.text(run, File.LAYERS))
         except ValueError as error:
             raise corrupt(run, File.LAYERS, error) from error
+
+    def prices(self, reference: str) -> list[dict[str, Any]]:
+        """What each layer costs on each rung, as the run measured it; raises StoreError where it has not."""
+        run = self._run(reference)
+        with self._artifacts.copies(run, [], [File.PRICES]) as folder:
+            path = folder / File.PRICES
+            if not path.exists():
+                raise StoreError(f"the run {shown(run)} has no prices: a ladder stage measures them")
+            try:
+                return read_prices(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise corrupt(run, File.PRICES, error) from error
 
     def recipe(self, reference: str) -> Recipe:
         """The recipe that a run executed."""

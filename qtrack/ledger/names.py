@@ -131,6 +131,8 @@ class File:
     RECIPE_DIFF = "recipe.diff"
     LAYERS = "layers.json"
     SEARCH = "search.json"
+    PRICES = "prices.json"
+    """Of a ladder: what each layer costs on each rung"""
     SAMPLES = "samples.parquet"
     TEST_SAMPLES = "test_samples.parquet"
     OUTCOME = "outcome.json"

@@ -91,7 +91,7 @@ def compare_many(
     with torch.inference_mode():
         for inputs in batches:
             batch = _Batch(batch_size(inputs), samples, options.sample)
-            for tally, meeting in zip(order, lockstep.run(_channels_last(inputs)), strict=True):
+            for tally, meeting in zip(order, lockstep.run(channels_last(inputs)), strict=True):
                 tally.add(meeting, batch)
             samples += batch.size
     return [_comparison(candidate, samples) for candidate in tallies]
@@ -113,7 +113,7 @@ def batch_size(inputs: Inputs) -> int:
     return next(len(leaf) for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim())
 
 
-def _channels_last(inputs: Inputs) -> Inputs:
+def channels_last(inputs: Inputs) -> Inputs:
     """Integer kernels write channels last; where the float ones do so too, nothing need be turned around."""
 
     def turned(leaf: Any) -> Any:

@@ -51,6 +51,24 @@ class Program:
             for done in self.done_after.get(node, ()):
                 del values[done]
 
+    def timed(
+        self, inputs: Inputs, clock: Callable[[], float], extra: Callable[[Any], Any] | None = None
+    ) -> dict[str, float]:
+        """Milliseconds of each node, within one run of all; with ``extra``, of that on each node's output."""
+        values = self.given(inputs)
+        taken: dict[str, float] = {}
+        for node in self.nodes[:-1]:
+            began = clock()
+            if node.op != "placeholder":
+                values[node] = self.value(node, values)
+            if extra is not None:
+                began = clock()
+                extra(values[node])
+            for done in self.done_after.get(node, ()):
+                del values[done]
+            taken[node.name] = 1000 * (clock() - began)
+        return taken
+
     def given(self, inputs: Inputs) -> Values:
         """The values that a run begins with."""
         arguments = iter(inputs) if isinstance(inputs, tuple) else iter(())

@@ -44,6 +44,8 @@ class Pair:
     sites: tuple[Site, ...]
     moves: Mapping[str, str] = field(default_factory=dict)
     """Layers that move or cut off integers, which are no sites: the quantized graph's node, by name."""
+    moving: tuple[Site, ...] = ()
+    """The same with their place in the reference, where both are graphs."""
 
 
 OUTPUTS = Site(-1, "", "output", "float32", 0, OUTPUT, OUTPUT, OUTPUT)

@@ -1,6 +1,6 @@
-"""What each layer costs in accuracy when it is quantized, from one calibration and one conversion.
+"""What each layer costs in accuracy when it is quantized, and in time at each precision, on one model.
 
-Measured on calibration samples, never on those that decide. Everything goes through a switchboard
+Accuracy is measured on calibration samples, never on those that decide. It goes through a switchboard
 (`qtrack.numerics.switchboard`), on which a mixture of float and integer layers is one forward pass.
 """
 

@@ -20,6 +20,7 @@ from qtrack.stages.float16 import float16
 from qtrack.stages.float_ import float_
 from qtrack.stages.fusion import fusion
 from qtrack.stages.keep_float import keep_float
+from qtrack.stages.ladder import ladder
 from qtrack.stages.observers import observers
 from qtrack.stages.per_channel import per_channel
 from qtrack.stages.ptq import ptq
@@ -34,6 +35,7 @@ STAGES: dict[str, Any] = {
     "per_channel": per_channel,
     "qat": qat,
     "fallback": fallback,
+    "ladder": ladder,
     "dynamic": dynamic,
     "float16": float16,
     "weight_only": weight_only,

@@ -12,6 +12,7 @@ from qtrack.errors import QtrackError, RecipeError
 from qtrack.finding import Diagnosis
 from qtrack.outcome import Outcome
 from qtrack.recipe import Frozen, Recipe
+from qtrack.search.prices import PriceTable
 from qtrack.statistics import Drop, Scores, paired_drop, target_met
 
 
@@ -66,6 +67,11 @@ def nothing_to_diagnose() -> Diagnosis:
     raise RecipeError("there is nothing to diagnose: start from a stage that quantizes, such as ptq")
 
 
+def nothing_to_price() -> PriceTable:
+    """Where a stage starts from none that quantizes."""
+    raise RecipeError("there is nothing to price: start from a stage that quantizes statically, such as ptq")
+
+
 def _unplanned(*_: Any, **__: Any) -> None:
     """Where nobody keeps count of a search."""
 
@@ -102,6 +108,8 @@ class Evidence:
     """Recipes of earlier runs, of this task or architecture, that met their target; the latest first."""
     diagnose: Callable[[], Diagnosis] = nothing_to_diagnose
     """Diagnose the stage that this one starts from; recorded with its run, and counted to this stage."""
+    rungs: Callable[[], PriceTable] = nothing_to_price
+    """What each layer of the stage that this one starts from costs on each rung; counted to this stage."""
 
     def starting_point(self) -> Judged:
         """The stage that this one starts from; raises RecipeError where there is none to learn from."""

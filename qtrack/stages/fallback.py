@@ -148,8 +148,12 @@ class _Search:
         mixtures, baseline = self.mixtures, self.evidence.baseline
         if mixtures is None or baseline is None:
             return True
-        tried = list(self.tried.values())
-        return may_meet(lambda at: mixtures.scores(layers, at), baseline, tried, self.evidence.target)
+        floating = baseline.outcome.validation.scores
+        tried = [judged.outcome.validation.scores for judged in self.tried.values()]
+        target = self.evidence.target
+        return may_meet(
+            lambda at: mixtures.scores(layers, at), floating, tried, target.max_drop, target.confidence
+        )
 
     def _best(self) -> Set:
         """The cheapest that meets the target; else that with the best metric."""

@@ -1,0 +1,1 @@
+"""What searches over recipes choose from, and what chooses."""

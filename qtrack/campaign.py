@@ -18,8 +18,8 @@ from qtrack.environment import environment
 from qtrack.finding import Diagnosis
 from qtrack.ingredients import common_ingredients
 from qtrack.monitor import SILENT, Advance, Monitor
-from qtrack.outcome import Cost, Outcome
-from qtrack.pipeline import Plan, StageSpec
+from qtrack.outcome import Cost, Outcome, Until
+from qtrack.pipeline import Plan, StageSpec, further_name
 from qtrack.recall import Memory
 from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
@@ -90,30 +90,54 @@ class _Campaign:
         self.last: str | None = None
 
     def run(self) -> None:
-        for index, spec in enumerate(self.plan.pipeline.stages):
-            result = self._run_stage(spec, index)
-            self.results.append(result)
-            self.judged[spec.name] = result.judged
-            if result.searched and result.searched.ended == "interrupted":
-                raise KeyboardInterrupt  # after what it came to is on record
+        for spec in self.plan.pipeline.stages:
+            start = self._start_of(spec)
+            result = self._kept(self._run_stage(spec, start))
+            for number, recipe in enumerate(result.also, 2):
+                self._kept(self._run_further(spec, number, start, recipe))
             if result.outcome.recipe.quantizes:  # else it changes nothing for the stages after it
                 self.last = spec.name
                 if self.plan.pipeline.until == "target" and result.judged.meets_target:
                     log.info("%s meets the target: the stages after it are left out", spec.name)
                     return
 
-    def _run_stage(self, spec: StageSpec, index: int) -> StageResult:
-        start = next((result for result in self.results if result.name == (spec.start or self.last)), None)
+    def _start_of(self, spec: StageSpec) -> StageResult | None:
+        return next((result for result in self.results if result.name == (spec.start or self.last)), None)
+
+    def _kept(self, result: StageResult) -> StageResult:
+        """For the stages after it."""
+        self.results.append(result)
+        self.judged[result.name] = result.judged
+        if result.searched and result.searched.ended == "interrupted":
+            raise KeyboardInterrupt  # after what it came to is on record
+        return result
+
+    def _run_further(
+        self, spec: StageSpec, number: int, start: StageResult | None, recipe: Recipe
+    ) -> StageResult:
+        """A further answer of a stage, which no stage starts from."""
+        name = further_name(spec.name, number)
+        further = StageSpec(use=spec.use, name=name, start=start.name if start else None)
+        known = self.memory.executed(recipe)
+        if known is not None:
+            return self._refer(further, known)
+        with self.record.stage(further, len(self.results)) as record:
+            record.recipe(recipe, start.outcome.recipe if start else None)
+            monitor = _StageMonitor(name, self.monitor, record)
+            return _recorded(self._execute_stage(further, recipe, monitor), record)
+
+    def _run_stage(self, spec: StageSpec, start: StageResult | None) -> StageResult:
         previous = start.judged if start else None
         before = previous.outcome.recipe if previous else self.start
         question = self.memory.question(spec, before, self.judged)
         known = self.memory.answered(question)
         if known is not None:
-            return self._refer(spec, index, known)
-        with self.record.stage(spec, index) as record:
+            return self._refer(spec, known, known.also)
+        with self.record.stage(spec, len(self.results)) as record:
             monitor = _StageMonitor(spec.name, self.monitor, record)
             prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
             diagnoser = _Diagnoser(self, start, monitor, record)
+            also: list[Recipe] = []
             evidence = Evidence(
                 self.plan.pipeline.target,
                 self.baseline,
@@ -123,53 +147,60 @@ class _Campaign:
                 plan=prober.plan,
                 propose=prober.propose,
                 diagnose=diagnoser,
+                table=record.table,
+                also=also.append,
+                storage=lambda asked: self.memory.study(asked, before),
             )
             recipe = settled(prober.answer(lambda: rewritten(self.plan, spec, before, evidence)))
             known = None if prober.searched or diagnoser.found else self.memory.executed(recipe)
             if known is None:
                 record.recipe(recipe, before if previous else None)
-                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser)
-                record.result(result)
-                _tell(result)
-                return result
-        return self._refer(spec, index, known)
+                result = replace(
+                    self._execute_stage(spec, recipe, monitor),
+                    probes=tuple(prober.probes),
+                    question=question if prober.ended is None else None,  # else more time: another answer
+                    searched=prober.searched,
+                    diagnosing=diagnoser.cost,
+                    followed=diagnoser.followed(recipe),
+                    also=tuple(map(settled, also)),
+                )
+                return _recorded(result, record)
+        return self._refer(spec, known, tuple(map(settled, also)))
 
-    def _execute_stage(
-        self,
-        spec: StageSpec,
-        index: int,
-        recipe: Recipe,
-        question: str | None,
-        prober: Prober,
-        diagnoser: _Diagnoser,
-    ) -> StageResult:
-        judged = self.execute(recipe, prober.monitor)
+    def _execute_stage(self, spec: StageSpec, recipe: Recipe, monitor: Monitor) -> StageResult:
+        judged = self.execute(recipe, monitor)
         assert self.baseline is not None
+        ingredients = self.memory.ingredients(judged.outcome.recipe)
         return StageResult(
-            spec.name,
-            index,
-            judged,
-            self.baseline.outcome,
-            tuple(prober.probes),
-            self.memory.ingredients(judged.outcome.recipe),
-            question if prober.ended is None else None,  # else the answer would be another with more time
-            searched=prober.searched,
-            diagnosing=diagnoser.cost,
-            followed=diagnoser.followed(recipe),
+            spec.name, len(self.results), judged, self.baseline.outcome, ingredients=ingredients
         )
 
-    def _refer(self, spec: StageSpec, index: int, known: Known) -> StageResult:
+    def _refer(self, spec: StageSpec, known: Known, also: tuple[Recipe, ...] = ()) -> StageResult:
         """What is known stands for the stage, judged by this campaign's own target."""
         judged = self._judge(known.outcome, self.monitor)
         assert self.baseline is not None
         result = StageResult(
-            spec.name, index, judged, self.baseline.outcome, known=known, diagnosis=known.diagnosis
+            spec.name,
+            len(self.results),
+            judged,
+            self.baseline.outcome,
+            known=known,
+            diagnosis=known.diagnosis,
+            also=also,
         )
         self.record.refer(result)
         _tell(result)
         return result
 
-    def execute(self, recipe: Recipe, monitor: Monitor, *, thorough: bool = True) -> Judged:
+    def execute(
+        self,
+        recipe: Recipe,
+        monitor: Monitor,
+        *,
+        thorough: bool = True,
+        timed: bool = False,
+        until: Until | None = None,
+    ) -> Judged:
         """Execute and judge; the float model is executed first where no stage has done so."""
         self._need_baseline(recipe, monitor)
         baseline = self.baseline.outcome if self.baseline else None
@@ -180,6 +211,8 @@ class _Campaign:
                 baseline,
                 monitor,
                 thorough=thorough,
+                timed=timed,
+                until=until,
                 sizes=self.sizes,
                 checkpoint=checkpoint,
             )
@@ -205,13 +238,13 @@ class _Campaign:
     def _tried(self, recipe: Recipe) -> Judged | None:
         return self.tried.get(recipe.digest)
 
-    def probe(self, recipe: Recipe, monitor: Monitor) -> Judged:
+    def probe(self, recipe: Recipe, monitor: Monitor, timed: bool, until: Until | None) -> Judged:
         """Try a recipe: on the validation split alone, and not again if an earlier search has."""
         kept = self.memory.probe(recipe)
-        if kept is not None:
+        if kept is not None and not (timed and kept.latency is None):
             log.info("a probe was executed before: %s %.4f", kept.metric, kept.value)
             return self._judge(kept, monitor)
-        judged = self.execute(recipe, monitor, thorough=False)
+        judged = self.execute(recipe, monitor, thorough=False, timed=timed, until=until)
         self.memory.keep_probe(judged.outcome)
         return judged
 
@@ -229,6 +262,12 @@ class _Campaign:
         self.record.diagnosed(stage, found)
         self.results[stage.index] = replace(stage, diagnosis=found)
         return found
+
+
+def _recorded(result: StageResult, record: StageRecord) -> StageResult:
+    record.result(result)
+    _tell(result)
+    return result
 
 
 def _tell(result: StageResult) -> None:

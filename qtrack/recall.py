@@ -9,6 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from qtrack.engine import Checkpoint, execute
 from qtrack.ingredients import execution_key, recipe_ingredients
@@ -80,6 +82,18 @@ class Memory:
         key = execution_key(self.ingredients(outcome.recipe))
         if key is not None:
             self.scratch.keep_probe(key, outcome)
+
+    def study(self, asked: Any, recipe: Recipe) -> Path | None:
+        """Where the trials of a search around this recipe are; None where the task isn't known by content."""
+        key = execution_key(self.ingredients(recipe))
+        if key is None:
+            return None
+        target = self.plan.pipeline.target.model_dump(mode="json")
+        text = json.dumps([key, asked, target], sort_keys=True)
+        path = self.scratch.study(hashlib.sha256(text.encode()).hexdigest())
+        if path and self.fresh:
+            path.unlink(missing_ok=True)
+        return path
 
     @contextmanager
     def checkpoint(self, recipe: Recipe) -> Iterator[Checkpoint | None]:

@@ -44,15 +44,19 @@ class Known:
     """Of the stage with its search."""
     diagnosis: Diagnosis | None = None
     """None where it was not diagnosed."""
+    also: tuple[Recipe, ...] = ()
+    """Its further answers."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A recipe that a search could not try."""
+    """A recipe that a search could not try, or not to the end."""
 
     step: int
     recipe_digest: str
     error: str
+    cost: Cost | None = None
+    """Of one that was stopped; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class StageResult:
     """The stage whose remedy it took, where a diagnosis named that."""
     searched: Searched | None = None
     """How its search went, where it made one."""
+    also: tuple[Recipe, ...] = ()
+    """Further answers, each of which becomes a stage of its own after it."""
 
     @property
     def outcome(self) -> Outcome:
@@ -105,6 +111,7 @@ class StageResult:
             return self.known.cost
         spent = [probe.outcome.cost for probe in self.probes]
         spent += [self.diagnosing] if self.diagnosing else []
+        spent += [one.cost for one in self.searched.failures if one.cost] if self.searched else []
         return sum(spent, self.outcome.cost)
 
 

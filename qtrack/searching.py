@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from qtrack.budget import Budget
 from qtrack.errors import QtrackError, StoreError
 from qtrack.monitor import Advance, Monitor
-from qtrack.outcome import Cost
+from qtrack.outcome import Cost, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Failure, Searched, StageRecord
 from qtrack.stages import Judged
@@ -24,7 +24,7 @@ from qtrack.stages.evidence import ProbeFailed, SearchOver
 
 log = logging.getLogger("qtrack")
 
-Try = Callable[[Recipe, Monitor], Judged]
+Try = Callable[[Recipe, Monitor, bool, Until | None], Judged]
 
 
 @dataclass
@@ -76,35 +76,44 @@ class Prober:
         """Recipes tried, those that failed among them."""
         return len(self.probes) + len(self.failures)
 
-    def __call__(self, recipe: Recipe) -> Judged:
-        """Execute and judge it; raises SearchOver where the budget is spent, ProbeFailed where it fails."""
+    def __call__(self, recipe: Recipe, /, *, timed: bool = False, until: Until | None = None) -> Judged:
+        """Execute and judge it, as ``stages.evidence.Probe`` says."""
         known = self.known(recipe)
-        if known is not None:
+        if known is not None and not (timed and known.outcome.latency is None):
             return known
         if self.purse.gone(self.steps):
             raise SearchOver("budget")
         self.record.begin()
         with self.purse.paying():
-            judged = self._tried(recipe)
+            judged = self._tried(recipe, timed, until)
         self.probes.append(judged)
         self._report(judged)
         return judged
 
-    def _tried(self, recipe: Recipe) -> Judged:
+    def _tried(self, recipe: Recipe, timed: bool, until: Until | None) -> Judged:
         try:
-            return self.attempt(recipe, self.monitor)
+            return self.attempt(recipe, self.monitor, timed, until)
         except StoreError:
+            raise
+        except Stopped as stopped:
+            value = f"{stopped}, where the metric was {stopped.scores.mean():.4f}"
+            self.failures.append(Failure(self.steps + 1, recipe.digest, value, stopped.cost))
+            self._done()
             raise
         except (QtrackError, RuntimeError, MemoryError) as error:  # of this recipe; others may do
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.failures.append(Failure(self.steps + 1, recipe.digest, reason))
             log.warning("%s: a probe failed and is skipped: %s", self.stage, reason)
+            self._done()
             raise ProbeFailed(reason) from error
 
     def _report(self, judged: Judged) -> None:
         step, outcome = self.steps, judged.outcome
         self.monitor.report(f"search/{outcome.metric}", outcome.value, step)
         self.monitor.report("search/float_layers", len(outcome.float_layers), step)
+        self._done()
+
+    def _done(self) -> None:
         if self._advance:
             self._advance(1)
 

@@ -14,7 +14,7 @@ from qtrack.stages.calibration import calibration
 from qtrack.stages.diagnose import diagnose
 from qtrack.stages.dynamic import dynamic
 from qtrack.stages.equalize import equalize
-from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needed, needs
+from qtrack.stages.evidence import Evidence, Judged, Stage, Target, absent, judge, needed, needs
 from qtrack.stages.fallback import fallback
 from qtrack.stages.float16 import float16
 from qtrack.stages.float_ import float_
@@ -49,4 +49,4 @@ STAGES: dict[str, Any] = {
     "diagnose": diagnose,
 }
 
-__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "judge", "needed", "needs"]
+__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "absent", "judge", "needed", "needs"]

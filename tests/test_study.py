@@ -14,8 +14,8 @@ SPACE = space_of(Recipe(engine="x86"))
 WORTH = {"per_channel": 0.5, "per_tensor": 0.0}
 
 
-def study(path=None, seed=0, directions=("maximize",)):
-    return Study(path, SPACE, directions, seed)
+def study(path=None, seed=0, costs=0):
+    return Study(path, SPACE, costs, seed)
 
 
 def worth(params):
@@ -92,8 +92,8 @@ def test_a_trial_behind_the_median_of_the_others_is_told_to_stop():
     assert not asked.ask().behind(good[:25], 100)
 
 
-def test_several_objectives_have_a_direction_each():
-    asked = study(directions=("maximize", "minimize"))
+def test_costs_are_objectives_as_well():
+    asked = study(costs=1)
     for _ in range(STARTUP + 2):
         trial = asked.ask()
         trial.end("complete", {}, [1.0, 2.0])

@@ -26,7 +26,6 @@ from qtrack.search.space import Params, Space
 
 log = logging.getLogger("qtrack")
 
-Direction = Literal["maximize", "minimize"]
 How = Literal["complete", "stopped", "failed", "again"]
 """``again``: its recipe was that of an earlier trial, or there was none at its point."""
 
@@ -87,15 +86,13 @@ class Trial:
 
 
 class Study:
-    """The trials of one question."""
+    """The trials of one question: which point has the largest metric, and the smallest of so many costs."""
 
-    def __init__(
-        self, storage: Path | None, space: Space, directions: Sequence[Direction], seed: int
-    ) -> None:
+    def __init__(self, storage: Path | None, space: Space, costs: int, seed: int) -> None:
         self.space = space
         self.seed = seed
         with _quiet():
-            self._study = _opened(storage, directions)
+            self._study = _opened(storage, costs)
             self._take_up()
 
     def _take_up(self) -> None:
@@ -133,38 +130,47 @@ class Study:
     def ask(self) -> Trial:
         """The next point to try."""
         with _quiet():
-            seed = (self.seed * 10_000 + len(self.ended)) % 2**32
-            self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+            self._study.sampler = self._sampler()
             trial, params = self._study.ask(), dict[str, Any]()
             for choice in self.space:
                 if choice.where(params):
                     params[choice.name] = trial.suggest_categorical(choice.name, choice.values)
         return Trial(self._study, trial, params)
 
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        """By chance where the last proposal was nothing new."""
+        ended = self.ended
+        seed = (self.seed * 10_000 + len(ended)) % 2**32
+        if ended and ended[-1].how == "again":
+            return optuna.samplers.RandomSampler(seed)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
 
-def _opened(storage: Path | None, directions: Sequence[Direction]) -> optuna.Study:
+
+def _opened(storage: Path | None, costs: int) -> optuna.Study:
     """Kept in a file where there may be one; else in memory."""
     if storage is None:
-        return _created(None, directions)
+        return _created(None, costs)
     try:
         storage.parent.mkdir(parents=True, exist_ok=True)
-        return _created(JournalStorage(JournalFileBackend(str(storage))), directions)
+        return _created(JournalStorage(JournalFileBackend(str(storage))), costs)
     except OSError as error:
         log.warning(
             "%s cannot be written: %s: the trials are kept in memory", storage, error.strerror or error
         )
-        return _created(None, directions)
+        return _created(None, costs)
     except (ValueError, KeyError, TypeError, AssertionError) as error:  # Optuna's, for a file of another kind
         log.warning("%s cannot be used (%s): the search begins anew", storage, type(error).__name__)
         storage.unlink()
-        return _created(JournalStorage(JournalFileBackend(str(storage))), directions)
+        return _created(JournalStorage(JournalFileBackend(str(storage))), costs)
 
 
-def _created(storage: BaseStorage | None, directions: Sequence[Direction]) -> optuna.Study:
+def _created(storage: BaseStorage | None, costs: int) -> optuna.Study:
+    directions: list[Literal["maximize", "minimize"]] = ["maximize"]
+    directions += ["minimize"] * costs
     return optuna.create_study(
         storage=storage,
         study_name="search",
-        directions=list(directions),
+        directions=directions,
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
     )

@@ -26,6 +26,7 @@ from qtrack.stages.ptq import ptq
 from qtrack.stages.qat import qat
 from qtrack.stages.recipe import recipe
 from qtrack.stages.reduce_range import reduce_range
+from qtrack.stages.search import search
 from qtrack.stages.weight_only import weight_only
 
 STAGES: dict[str, Any] = {
@@ -34,6 +35,7 @@ STAGES: dict[str, Any] = {
     "per_channel": per_channel,
     "qat": qat,
     "fallback": fallback,
+    "search": search,
     "dynamic": dynamic,
     "float16": float16,
     "weight_only": weight_only,

@@ -14,7 +14,7 @@ from typing import Any
 
 from qtrack.engine import Checkpoint, execute
 from qtrack.ingredients import execution_key, recipe_ingredients
-from qtrack.outcome import Outcome
+from qtrack.outcome import Outcome, Stopped
 from qtrack.pipeline import StageSpec
 from qtrack.recipe import Recipe
 from qtrack.records import Known, Recorder, Setting
@@ -102,6 +102,11 @@ class Memory:
         found = self.scratch.checkpoint(key) if key else None
         if found and self.fresh:
             found.clear()
-        yield found
+        try:
+            yield found
+        except Stopped:
+            if found:
+                found.clear()
+            raise
         if found:
             found.clear()

@@ -8,7 +8,7 @@ import pytest
 from qtrack.backends.capabilities import faults
 from qtrack.errors import RecipeError
 from qtrack.recipe import Recipe
-from qtrack.search.space import plain_space, point_of, recipe_at, space_of
+from qtrack.search.space import has_same_choices, plain_space, point_of, recipe_at, space_of
 from qtrack.stages import STAGES
 
 PTQ = Recipe(engine="x86")
@@ -93,6 +93,11 @@ def test_what_the_space_does_not_hold_stays_as_in_the_start():
     other = PTQ.with_weights(granularity="per_channel").having(calibration={"samples": 17})
     point = point_of(space_of(PTQ), other, PTQ)
     assert (point["granularity"], point["samples"]) == ("per_channel", None)
+
+
+def test_recipes_of_another_kind_have_other_choices():
+    same = [name for name, recipe in STARTS.items() if has_same_choices(recipe, PTQ)]
+    assert same == ["ptq", "layers", "equalized"]
 
 
 def test_a_combination_that_is_no_recipe_is_none():

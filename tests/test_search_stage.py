@@ -156,6 +156,18 @@ def test_where_none_meets_the_target_it_is_the_best_metric():
     assert worth(found) == 90
 
 
+def test_a_spent_budget_leaves_the_others_as_stages_too():
+    def spending(recipe):
+        if len(bench.probed) > 6:
+            raise SearchOver("budget")
+        return worth(recipe)
+
+    bench = Bench(spending, max_drop=0.9)
+    with pytest.raises(SearchOver):
+        bench.search(trials=20, objectives=["metric", "size"], space=["granularity", "equalize", "observer"])
+    assert len(bench.others) == 1
+
+
 def test_latency_is_measured_only_where_it_is_an_objective():
     bench = Bench()
     bench.search(trials=3, objectives=["metric", "size"])
@@ -164,7 +176,8 @@ def test_latency_is_measured_only_where_it_is_an_objective():
 
 def test_what_won_before_is_tried_first():
     won = PTQ.with_weights(granularity="per_channel").with_transform("equalize")
-    bench = Bench(winners=[won, won.having(overrides=[{"layer": "x", "scheme": "float"}])])
+    kept_float = won.having(overrides=[{"layer": "x", "scheme": "float"}])
+    bench = Bench(winners=[PTQ.with_mode("dynamic"), won, kept_float])
     bench.search(trials=3)
     assert bench.probed[:2] == [PTQ, won]
     assert len({recipe.digest for recipe in bench.probed}) == 3
@@ -381,3 +394,28 @@ def test_latency_is_measured_in_turns_with_the_float_model_and_kept(tmp_path):
     (file,) = tmp_path.glob("*.probe.npz")
     kept = Scratch(tmp_path).probe(file.name.split(".")[0], probe.outcome.recipe, lambda: None)
     assert kept.latency == probe.outcome.latency
+
+
+def test_training_that_was_stopped_leaves_nothing_to_go_on_from(tmp_path):
+    def stopping(recipe, evidence):
+        with pytest.raises(Stopped):
+            evidence.probe(recipe, until=lambda scores: True)
+        return recipe.having(training=None)
+
+    training = {"training": {"epochs": 1}}
+    made = plan("float", {"recipe": {"name": "qat"}}, recipe=training)
+    made.stages["qat"] = stopping
+    run_plan(made, Memory(), scratch=Scratch(tmp_path))
+    assert list(tmp_path.glob("*.epoch.pt")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["qat", "eager", "pt2e", "dynamic"])
+def test_every_kind_of_recipe_can_be_searched(start):
+    first = {"qat": {"qat": {"epochs": 1}}, "dynamic": "dynamic"}.get(start, "ptq")
+    backend = start if start in ("eager", "pt2e") else "fx"
+    memory = run("float", first, {"search": {"trials": 5}}, recipe={"backend": backend})
+    hows = [row["how"] for row in memory.stages["search"].tables["trials"]]
+    assert hows[0] == "complete"
+    assert set(hows) <= {"complete", "stopped"}
+    assert memory.results[2].outcome.value >= memory.results[1].outcome.value

@@ -72,8 +72,14 @@ def recipe_at(space: Space, start: Recipe, params: Params) -> Recipe | None:
     return None if faults(recipe) else recipe
 
 
+def has_same_choices(recipe: Recipe, start: Recipe) -> bool:
+    """Is it of the same kind: static or not, training or not?"""
+    mine, its = ([choice.name for choice in _choices(one)] for one in (recipe, start))
+    return mine == its
+
+
 def point_of(space: Space, recipe: Recipe, start: Recipe) -> Params:
-    """Where a recipe stands, as far as the space goes; in what it does not hold, where ``start`` does."""
+    """Where a recipe of the same choices stands, and ``start`` in what the space does not hold of it."""
     params: dict[str, Any] = {}
     for choice in space:
         if choice.where(params):

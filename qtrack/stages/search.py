@@ -11,7 +11,7 @@ from pydantic import Field
 from qtrack.outcome import Stopped, Until
 from qtrack.recipe import Recipe, Seed
 from qtrack.search.front import answer, front, values
-from qtrack.search.space import Part, Space, plain_space, point_of, recipe_at, space_of
+from qtrack.search.space import Part, Space, has_same_choices, plain_space, point_of, recipe_at, space_of
 from qtrack.stages.evidence import Evidence, Judged, ProbeFailed, SearchOver, requires
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def search(
     found = space_of(recipe, space)
     storage = evidence.storage([plain_space(found), costs, seed])
     study = Study(storage, found, len(costs), seed)
-    study.first([point_of(found, one, recipe) for one in (recipe, *evidence.winners()[:WINNERS])])
+    winners = [one for one in evidence.winners() if has_same_choices(one, recipe)]
+    study.first([point_of(found, one, recipe) for one in (recipe, *winners[:WINNERS])])
     return _Search(recipe, evidence, study, found, costs).run(trials, keep)
 
 

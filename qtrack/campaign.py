@@ -18,18 +18,17 @@ from qtrack.environment import environment
 from qtrack.finding import Diagnosis
 from qtrack.ingredients import common_ingredients
 from qtrack.monitor import SILENT, Advance, Monitor
-from qtrack.outcome import Cost, Outcome
-from qtrack.pipeline import Plan, StageSpec
+from qtrack.outcome import Outcome, Until
+from qtrack.pipeline import Plan, StageSpec, further_name
 from qtrack.recall import Memory
 from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
 from qtrack.rewriting import rewritten
 from qtrack.scratch import Scratch
-from qtrack.search.prices import PriceTable
-from qtrack.searching import Prober, Purse, Sensor
-from qtrack.sensitivity.prices import prices
+from qtrack.searching import Prober, Purse
+from qtrack.services import Asked, Diagnoser, Pricer, Sensor, total
 from qtrack.stages import Evidence, Judged, judge
-from qtrack.stages.evidence import nothing_to_diagnose, nothing_to_price
+from qtrack.stages.evidence import nothing_to_diagnose
 
 log = logging.getLogger("qtrack")
 
@@ -92,32 +91,56 @@ class _Campaign:
         self.last: str | None = None
 
     def run(self) -> None:
-        for index, spec in enumerate(self.plan.pipeline.stages):
-            result = self._run_stage(spec, index)
-            self.results.append(result)
-            self.judged[spec.name] = result.judged
-            if result.searched and result.searched.ended == "interrupted":
-                raise KeyboardInterrupt  # after what it came to is on record
+        for spec in self.plan.pipeline.stages:
+            start = self._start_of(spec)
+            result = self._kept(self._run_stage(spec, start))
+            for number, recipe in enumerate(result.also, 2):
+                self._kept(self._run_further(spec, number, start, recipe))
             if result.outcome.recipe.quantizes:  # else it changes nothing for the stages after it
                 self.last = spec.name
                 if self.plan.pipeline.until == "target" and result.judged.meets_target:
                     log.info("%s meets the target: the stages after it are left out", spec.name)
                     return
 
-    def _run_stage(self, spec: StageSpec, index: int) -> StageResult:
-        start = next((result for result in self.results if result.name == (spec.start or self.last)), None)
+    def _start_of(self, spec: StageSpec) -> StageResult | None:
+        return next((result for result in self.results if result.name == (spec.start or self.last)), None)
+
+    def _kept(self, result: StageResult) -> StageResult:
+        """For the stages after it."""
+        self.results.append(result)
+        self.judged[result.name] = result.judged
+        if result.searched and result.searched.ended == "interrupted":
+            raise KeyboardInterrupt  # after what it came to is on record
+        return result
+
+    def _run_further(
+        self, spec: StageSpec, number: int, start: StageResult | None, recipe: Recipe
+    ) -> StageResult:
+        """A further answer of a stage, which no stage starts from."""
+        name = further_name(spec.name, number)
+        further = StageSpec(use=spec.use, name=name, start=start.name if start else None)
+        known = self.memory.executed(recipe)
+        if known is not None:
+            return self._refer(further, known)
+        with self.record.stage(further, len(self.results)) as record:
+            record.recipe(recipe, start.outcome.recipe if start else None)
+            monitor = _StageMonitor(name, self.monitor, record)
+            return _recorded(self._execute_stage(further, recipe, monitor), record)
+
+    def _run_stage(self, spec: StageSpec, start: StageResult | None) -> StageResult:
         previous = start.judged if start else None
         before = previous.outcome.recipe if previous else self.start
         question = self.memory.question(spec, before, self.judged)
         known = self.memory.answered(question)
         if known is not None:
-            return self._refer(spec, index, known)
-        with self.record.stage(spec, index) as record:
+            return self._refer(spec, known, known.also)
+        with self.record.stage(spec, len(self.results)) as record:
             monitor = _StageMonitor(spec.name, self.monitor, record)
             prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
-            diagnoser = _Diagnoser(self, start, monitor, record)
-            sensor = Sensor(spec.name, self.plan.task, previous, self.sizes, monitor, record)
-            pricer = _Pricer(self, previous, monitor, record)
+            asked = Asked(self.plan.task, previous, self.sizes, monitor, record)
+            diagnoser = Diagnoser(lambda: self.diagnose(start, monitor), record)
+            sensor, pricer = Sensor(spec.name, asked), Pricer(asked)
+            also: list[Recipe] = []
             evidence = Evidence(
                 self.plan.pipeline.target,
                 self.baseline,
@@ -130,59 +153,62 @@ class _Campaign:
                 mixtures=sensor,
                 diagnose=diagnoser,
                 rungs=pricer,
+                table=record.table,
+                also=also.append,
+                storage=lambda asked: self.memory.study(asked, before),
             )
             recipe = settled(prober.answer(lambda: rewritten(self.plan, spec, before, evidence)))
-            asked = prober.searched or diagnoser.found or sensor.found or pricer.table
-            known = None if asked else self.memory.executed(recipe)
+            measuring = total(diagnoser.cost, sensor.cost, pricer.cost)
+            known = None if prober.searched or measuring else self.memory.executed(recipe)
             if known is None:
                 record.recipe(recipe, before if previous else None)
-                result = self._execute_stage(spec, index, recipe, question, prober, diagnoser, sensor, pricer)
-                record.result(result)
-                _tell(result)
-                return result
-        return self._refer(spec, index, known)
+                result = replace(
+                    self._execute_stage(spec, recipe, monitor),
+                    probes=tuple(prober.probes),
+                    question=question if prober.ended is None else None,  # else more time: another answer
+                    searched=prober.searched,
+                    measuring=measuring,
+                    followed=diagnoser.followed(recipe),
+                    also=tuple(map(settled, also)),
+                )
+                pricer.tell(recipe)
+                return _recorded(result, record)
+        return self._refer(spec, known, tuple(map(settled, also)))
 
-    def _execute_stage(
-        self,
-        spec: StageSpec,
-        index: int,
-        recipe: Recipe,
-        question: str | None,
-        prober: Prober,
-        diagnoser: _Diagnoser,
-        sensor: Sensor,
-        pricer: _Pricer,
-    ) -> StageResult:
-        judged = self.execute(recipe, prober.monitor)
+    def _execute_stage(self, spec: StageSpec, recipe: Recipe, monitor: Monitor) -> StageResult:
+        judged = self.execute(recipe, monitor)
         assert self.baseline is not None
-        pricer.tell(recipe)
+        ingredients = self.memory.ingredients(judged.outcome.recipe)
         return StageResult(
-            spec.name,
-            index,
-            judged,
-            self.baseline.outcome,
-            tuple(prober.probes),
-            self.memory.ingredients(judged.outcome.recipe),
-            question if prober.ended is None else None,  # else the answer would be another with more time
-            searched=prober.searched,
-            diagnosing=diagnoser.cost,
-            measuring=sensor.cost,
-            followed=diagnoser.followed(recipe),
-            pricing=pricer.cost,
+            spec.name, len(self.results), judged, self.baseline.outcome, ingredients=ingredients
         )
 
-    def _refer(self, spec: StageSpec, index: int, known: Known) -> StageResult:
+    def _refer(self, spec: StageSpec, known: Known, also: tuple[Recipe, ...] = ()) -> StageResult:
         """What is known stands for the stage, judged by this campaign's own target."""
         judged = self._judge(known.outcome, self.monitor)
         assert self.baseline is not None
         result = StageResult(
-            spec.name, index, judged, self.baseline.outcome, known=known, diagnosis=known.diagnosis
+            spec.name,
+            len(self.results),
+            judged,
+            self.baseline.outcome,
+            known=known,
+            diagnosis=known.diagnosis,
+            also=also,
         )
         self.record.refer(result)
         _tell(result)
         return result
 
-    def execute(self, recipe: Recipe, monitor: Monitor, *, thorough: bool = True) -> Judged:
+    def execute(
+        self,
+        recipe: Recipe,
+        monitor: Monitor,
+        *,
+        thorough: bool = True,
+        timed: bool = False,
+        until: Until | None = None,
+    ) -> Judged:
         """Execute and judge; the float model is executed first where no stage has done so."""
         self._need_baseline(recipe, monitor)
         baseline = self.baseline.outcome if self.baseline else None
@@ -193,6 +219,8 @@ class _Campaign:
                 baseline,
                 monitor,
                 thorough=thorough,
+                timed=timed,
+                until=until,
                 sizes=self.sizes,
                 checkpoint=checkpoint,
             )
@@ -218,18 +246,20 @@ class _Campaign:
     def _tried(self, recipe: Recipe) -> Judged | None:
         return self.tried.get(recipe.digest)
 
-    def probe(self, recipe: Recipe, monitor: Monitor) -> Judged:
+    def probe(self, recipe: Recipe, monitor: Monitor, timed: bool, until: Until | None) -> Judged:
         """Try a recipe: on the validation split alone, and not again if an earlier search has."""
         kept = self.memory.probe(recipe)
-        if kept is not None:
+        if kept is not None and not (timed and kept.latency is None):
             log.info("a probe was executed before: %s %.4f", kept.metric, kept.value)
             return self._judge(kept, monitor)
-        judged = self.execute(recipe, monitor, thorough=False)
+        judged = self.execute(recipe, monitor, thorough=False, timed=timed, until=until)
         self.memory.keep_probe(judged.outcome)
         return judged
 
-    def diagnose(self, stage: StageResult, monitor: Monitor) -> Diagnosis:
+    def diagnose(self, stage: StageResult | None, monitor: Monitor) -> Diagnosis:
         """What a finished stage's error comes from, recorded with its run."""
+        if stage is None or not stage.outcome.recipe.quantizes:
+            return nothing_to_diagnose()
         found = diagnosis.diagnose(
             self.plan.task,
             stage.outcome.recipe,
@@ -242,6 +272,12 @@ class _Campaign:
         self.record.diagnosed(stage, found)
         self.results[stage.index] = replace(stage, diagnosis=found)
         return found
+
+
+def _recorded(result: StageResult, record: StageRecord) -> StageResult:
+    record.result(result)
+    _tell(result)
+    return result
 
 
 def _tell(result: StageResult) -> None:
@@ -269,66 +305,3 @@ class _StageMonitor:
     def report(self, key: str, value: float, step: int) -> None:
         self.monitor.report(key, value, step)
         self.record.report(key, value, step)
-
-
-class _Diagnoser:
-    """Diagnoses the stage that another starts from, once."""
-
-    def __init__(
-        self, campaign: _Campaign, start: StageResult | None, monitor: Monitor, record: StageRecord
-    ) -> None:
-        self.campaign = campaign
-        self.start = start
-        self.monitor = monitor
-        self.record = record
-        self.found: Diagnosis | None = None
-
-    def __call__(self) -> Diagnosis:
-        if self.start is None or not self.start.outcome.recipe.quantizes:
-            return nothing_to_diagnose()
-        if self.found is None:
-            self.record.begin()
-            self.found = self.campaign.diagnose(self.start, self.monitor)
-        return self.found
-
-    def followed(self, recipe: Recipe) -> str | None:
-        """The stage of the remedy that gives this recipe; None where none does, or nothing was asked."""
-        remedies = self.found.remedies if self.found else ()
-        given = (one.stage for one in remedies if one.recipe and one.recipe.digest == recipe.digest)
-        return next(given, None)
-
-    @property
-    def cost(self) -> Cost | None:
-        """None where nothing was asked."""
-        if self.found is None:
-            return None
-        seconds = self.found.seconds
-        return Cost(seconds, {"diagnose": seconds}, self.found.forward_samples, 0)
-
-
-class _Pricer:
-    """Prices the layers of the stage that another starts from, once, and records the table with that one."""
-
-    def __init__(
-        self, campaign: _Campaign, start: Judged | None, monitor: Monitor, record: StageRecord
-    ) -> None:
-        self.campaign = campaign
-        self.start = start
-        self.monitor = monitor
-        self.record = record
-        self.table: PriceTable | None = None
-        self.cost: Cost | None = None
-
-    def __call__(self) -> PriceTable:
-        if self.start is None:
-            return nothing_to_price()
-        if self.table is None:
-            self.record.begin()
-            task, recipe = self.campaign.plan.task, self.start.outcome.recipe
-            self.table, self.cost = prices(task, recipe, self.monitor, self.campaign.sizes)
-        return self.table
-
-    def tell(self, recipe: Recipe) -> None:
-        """What was measured, and which of it the recipe has chosen."""
-        if self.table is not None:
-            self.record.table("prices", self.table.rows(self.table.chosen(recipe)))

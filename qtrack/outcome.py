@@ -116,6 +116,19 @@ class Evaluation:
         return float(self.scores.mean())
 
 
+Until = Callable[[NDArray[np.float64]], bool]
+"""Given the scores of the first samples, after each batch: are they enough?"""
+
+
+class Stopped(Exception):
+    """An evaluation on the validation split that was not to go on: the scores until then, what they took."""
+
+    def __init__(self, scores: NDArray[np.float64], cost: Cost) -> None:
+        super().__init__(f"stopped after {len(scores)} samples")
+        self.scores = scores
+        self.cost = cost
+
+
 @dataclass(frozen=True)
 class Latency:
     """Wall time of one call on one batch, with the float model's in alternation with it."""

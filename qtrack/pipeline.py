@@ -17,10 +17,15 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from qtrack.errors import InputError, PipelineError
 from qtrack.reading import faults_of, load_yaml, read_text
 from qtrack.recipe import Frozen, Module, Recipe
-from qtrack.stages import STAGES, Target, needed
+from qtrack.stages import STAGES, Target, absent, needed
 from qtrack.task import Task, getattr_of, load_module, load_task
 
 MAX_THREADS = 1024
+
+
+def further_name(stage: str, number: int) -> str:
+    """What a stage's second answer, or its third, is called."""
+    return f"{stage}.{number}"
 
 
 class StageSpec(Frozen):
@@ -74,6 +79,12 @@ class Pipeline(Frozen):
             if stage.name in seen:
                 raise ValueError(
                     f"stages: two stages are called {stage.name!r}; give one another name: in its options"
+                )
+            of, _, number = stage.name.rpartition(".")
+            if of in {other.name for other in self.stages} and number.isdecimal():
+                raise ValueError(
+                    f"stages: {stage.name!r} is what a further answer of {of!r} is called; "
+                    "give it another name: in its options"
                 )
             if stage.start is not None and stage.start not in seen:
                 known = ", ".join(seen) or "none"
@@ -188,6 +199,8 @@ class _Findings:
         at = f"{self.where}: stages[{index}]"
         stage = self._function(spec.use, at)
         if stage is not None:
+            missing = absent(stage)
+            self.faults += [f"{at}: {spec.use}: {missing}"] if missing else []
             self.faults += [f"{at}.{fault}" for fault in _option_faults(stage, spec)]
         return stage
 

@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from qtrack.engine import Checkpoint, execute
 from qtrack.ingredients import execution_key, recipe_ingredients
-from qtrack.outcome import Outcome
+from qtrack.outcome import Outcome, Stopped
 from qtrack.pipeline import StageSpec
 from qtrack.recipe import Recipe
 from qtrack.records import Known, Recorder, Setting
@@ -81,6 +83,18 @@ class Memory:
         if key is not None:
             self.scratch.keep_probe(key, outcome)
 
+    def study(self, asked: Any, recipe: Recipe) -> Path | None:
+        """Where the trials of a search around this recipe are; None where the task isn't known by content."""
+        key = execution_key(self.ingredients(recipe))
+        if key is None:
+            return None
+        target = self.plan.pipeline.target.model_dump(mode="json")
+        text = json.dumps([key, asked, target], sort_keys=True)
+        path = self.scratch.study(hashlib.sha256(text.encode()).hexdigest())
+        if path and self.fresh:
+            path.unlink(missing_ok=True)
+        return path
+
     @contextmanager
     def checkpoint(self, recipe: Recipe) -> Iterator[Checkpoint | None]:
         """Where the recipe's training keeps itself until it is over; None where it has none."""
@@ -88,6 +102,11 @@ class Memory:
         found = self.scratch.checkpoint(key) if key else None
         if found and self.fresh:
             found.clear()
-        yield found
+        try:
+            yield found
+        except Stopped:
+            if found:
+                found.clear()
+            raise
         if found:
             found.clear()

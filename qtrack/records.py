@@ -44,15 +44,19 @@ class Known:
     """Of the stage with its search."""
     diagnosis: Diagnosis | None = None
     """None where it was not diagnosed."""
+    also: tuple[Recipe, ...] = ()
+    """Its further answers."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A recipe that a search could not try."""
+    """A recipe that a search could not try, or not to the end."""
 
     step: int
     recipe_digest: str
     error: str
+    cost: Cost | None = None
+    """Of one that was stopped; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,14 @@ class StageResult:
     """The finished stage that this one refers to, instead of having been executed."""
     diagnosis: Diagnosis | None = None
     """What was found about it, if a stage after it asked for that."""
-    diagnosing: Cost | None = None
-    """What it spent on a diagnosis of the stage that it started from."""
     measuring: Cost | None = None
-    """What it spent on the sensitivity of layers."""
+    """What it spent on what it asked of the stage that it started from: diagnosis, sensitivity, prices."""
     followed: str | None = None
     """The stage whose remedy it took, where a diagnosis named that."""
     searched: Searched | None = None
     """How its search went, where it made one."""
-    pricing: Cost | None = None
-    """What it spent on a table of prices."""
+    also: tuple[Recipe, ...] = ()
+    """Further answers, each of which becomes a stage of its own after it."""
 
     @property
     def outcome(self) -> Outcome:
@@ -108,7 +110,8 @@ class StageResult:
         if self.known:
             return self.known.cost
         spent = [probe.outcome.cost for probe in self.probes]
-        spent += [cost for cost in (self.diagnosing, self.measuring, self.pricing) if cost]
+        spent += [self.measuring] if self.measuring else []
+        spent += [one.cost for one in self.searched.failures if one.cost] if self.searched else []
         return sum(spent, self.outcome.cost)
 
 

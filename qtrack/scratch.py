@@ -4,6 +4,7 @@ Files are named by the ``execution_key`` of what they hold: found again by conte
 deleted at any time; that costs time and nothing else.
 
 * ``KEY.probe.npz``: how a recipe that a search has tried did on the validation split.
+* ``KEY.study.log``: the trials of a search over recipe choices, in Optuna's own form.
 * ``KEY.epoch.pt``: quantization-aware training after its last whole epoch; gone once the execution is over.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qtrack.outcome import Cost, Evaluation, Outcome
+from qtrack.outcome import Cost, Evaluation, Latency, Outcome
 from qtrack.recipe import Recipe
 
 log = logging.getLogger("qtrack")
@@ -66,6 +67,10 @@ class Scratch:
         if path is not None:
             known = {name: values for name, values in arrays.items() if values is not None}
             _whole(path, lambda file: np.savez(file, **known))
+
+    def study(self, key: str) -> Path | None:
+        """Where the trials of this question are; None where nothing is kept."""
+        return self._path(key, "study.log")
 
     def checkpoint(self, key: str) -> Checkpoint | None:
         """Where the training of this execution keeps itself."""
@@ -132,6 +137,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "size_bytes": outcome.size_bytes,
         "float_layers": outcome.float_layers,
         "cost": asdict(outcome.cost),
+        "latency": asdict(outcome.latency) if outcome.latency else None,
         "behaviour": outcome.validation.output_digest,
         "nonfinite": outcome.validation.nonfinite,
     }
@@ -155,5 +161,6 @@ def _outcome(facts: dict[str, Any], arrays: dict[str, Any], recipe: Recipe, buil
         validation=validation,
         cost=Cost(**facts["cost"]),
         size_bytes=facts["size_bytes"],
+        latency=Latency(**facts["latency"]) if facts.get("latency") else None,
         float_layers=tuple(facts["float_layers"]),
     )

@@ -9,24 +9,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from qtrack.budget import Budget
-from qtrack.errors import BackendError, QtrackError, StoreError
+from qtrack.errors import QtrackError, StoreError
 from qtrack.monitor import Advance, Monitor
-from qtrack.outcome import Cost
+from qtrack.outcome import Cost, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Failure, Searched, StageRecord
-from qtrack.sensitivity import Sensitivity
 from qtrack.stages import Judged
 from qtrack.stages.evidence import ProbeFailed, SearchOver
-from qtrack.task import Task
 
 log = logging.getLogger("qtrack")
 
-Try = Callable[[Recipe, Monitor], Judged]
+Try = Callable[[Recipe, Monitor, bool, Until | None], Judged]
 
 
 @dataclass
@@ -78,35 +76,44 @@ class Prober:
         """Recipes tried, those that failed among them."""
         return len(self.probes) + len(self.failures)
 
-    def __call__(self, recipe: Recipe) -> Judged:
-        """Execute and judge it; raises SearchOver where the budget is spent, ProbeFailed where it fails."""
+    def __call__(self, recipe: Recipe, /, *, timed: bool = False, until: Until | None = None) -> Judged:
+        """Execute and judge it, as ``stages.evidence.Probe`` says."""
         known = self.known(recipe)
-        if known is not None:
+        if known is not None and not (timed and known.outcome.latency is None):
             return known
         if self.purse.gone(self.steps):
             raise SearchOver("budget")
         self.record.begin()
         with self.purse.paying():
-            judged = self._tried(recipe)
+            judged = self._tried(recipe, timed, until)
         self.probes.append(judged)
         self._report(judged)
         return judged
 
-    def _tried(self, recipe: Recipe) -> Judged:
+    def _tried(self, recipe: Recipe, timed: bool, until: Until | None) -> Judged:
         try:
-            return self.attempt(recipe, self.monitor)
+            return self.attempt(recipe, self.monitor, timed, until)
         except StoreError:
+            raise
+        except Stopped as stopped:
+            value = f"{stopped}, where the metric was {stopped.scores.mean():.4f}"
+            self.failures.append(Failure(self.steps + 1, recipe.digest, value, stopped.cost))
+            self._done()
             raise
         except (QtrackError, RuntimeError, MemoryError) as error:  # of this recipe; others may do
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.failures.append(Failure(self.steps + 1, recipe.digest, reason))
             log.warning("%s: a probe failed and is skipped: %s", self.stage, reason)
+            self._done()
             raise ProbeFailed(reason) from error
 
     def _report(self, judged: Judged) -> None:
         step, outcome = self.steps, judged.outcome
         self.monitor.report(f"search/{outcome.metric}", outcome.value, step)
         self.monitor.report("search/float_layers", len(outcome.float_layers), step)
+        self._done()
+
+    def _done(self) -> None:
         if self._advance:
             self._advance(1)
 
@@ -166,47 +173,6 @@ class Prober:
         if self.planned is None and not self.steps:
             return None
         return Searched(self.ended or "complete", self.planned, self.steps, self.saved, tuple(self.failures))
-
-
-@dataclass
-class Sensor:
-    """What each layer of the stage's starting point costs, measured once it is asked for."""
-
-    stage: str
-    task: Task
-    start: Judged | None
-    sizes: Mapping[str, int]
-    monitor: Monitor
-    record: StageRecord
-    found: Sensitivity | None = None
-    asked: bool = False
-
-    def __call__(self) -> Sensitivity | None:
-        """None where its layers cannot be switched, which is said."""
-        if not self.asked and self.start is not None:
-            self.asked = True
-            self.record.begin()
-            self.found = self._measured(self.start.outcome.recipe)
-        return self.found
-
-    def _measured(self, recipe: Recipe) -> Sensitivity | None:
-        if recipe.training:  # to build its model once more is to train once more
-            return None
-        try:
-            found = Sensitivity(self.task, recipe, self.monitor, sizes=self.sizes)
-            self.record.table("sensitivity", found.ranking().rows())
-        except BackendError as error:
-            log.info("%s: layers are ranked by their own share of the error: %s", self.stage, error)
-            return None
-        return found
-
-    @property
-    def cost(self) -> Cost | None:
-        """None where nothing was measured."""
-        if self.found is None:
-            return None
-        seconds = self.found.seconds
-        return Cost(seconds, {"sensitivity": seconds}, self.found.forward_samples, 0)
 
 
 def probe_cost(cost: Cost) -> Cost:

@@ -52,6 +52,7 @@ def test_importing_qtrack_costs_nothing():
         ("mlflow", "ledger"),
         ("click", "cli"),
         ("rich", "cli"),
+        ("optuna", "search"),
     ],
 )
 def test_each_library_has_one_door(library, door):

@@ -121,6 +121,38 @@ def test_names_do_not_matter(executed):
     assert [row.stage for row in Ledger.open().strategies()] == ["float", "other"]
 
 
+NAMING = """
+def naming(recipe, evidence):
+    evidence.also(recipe.with_weights(granularity="per_channel"))
+    return recipe
+"""
+
+
+def test_further_answers_are_referred_to_as_well(executed):
+    Path("mine.py").write_text(NAMING)
+    stages = ["float", {"mine.py:naming": {"name": "best"}}, "ptq"]
+    first = run(stages)
+    executed.clear()
+    second = run(stages)
+    assert executed == []
+    names = ["float", "best", "best.2", "ptq"]
+    assert [result.name for result in first] == [result.name for result in second] == names
+    assert digests(first) == digests(second)
+    assert [row.stage for row in Ledger.open().strategies()] == names
+
+
+def test_a_further_answer_that_was_not_executed_is(executed):
+    Path("mine.py").write_text(NAMING)
+    with pytest.MonkeyPatch.context() as patched:
+        dying(patched, campaign._Campaign, "_run_further", 0)
+        with pytest.raises(Killed):
+            run(["float", {"mine.py:naming": {"name": "best"}}])
+    executed.clear()
+    results = run(["float", {"mine.py:naming": {"name": "best"}}])
+    assert [bool(result.known) for result in results] == [True, True, False]
+    assert len(executed) == 1
+
+
 @pytest.mark.slow
 def test_another_target_judges_what_is_known_anew(executed):
     first = run()

@@ -44,3 +44,17 @@ def test_a_shipped_pipeline_mends_what_was_planted(name):
     assert value["float"] - value["ptq"] > 0.3
     assert value["ptq"] + 0.2 < value["per_channel"] < min(value["qat"], value["fallback"])
     assert memory.stages["qat"].outcome.judged.meets_target
+
+
+@pytest.mark.slow
+def test_a_search_of_fifteen_trials_mends_what_was_planted():
+    memory = Memory()
+    run_plan(read_plan(PIPELINES / "search.yaml"), memory)
+    results = {result.name: result for result in memory.results}
+    assert results["search"].outcome.value > results["ptq"].outcome.value + 0.5
+    assert results["search"].searched.evaluations < 15  # the first trial is known
+    assert results["search"].judged.meets_target
+    assert results["small"].judged.meets_target
+    assert results["small"].outcome.size_bytes < results["search"].outcome.size_bytes
+    assert results["small"].outcome.size_bytes < results["small.2"].outcome.size_bytes
+    assert results["small"].outcome.value < results["small.2"].outcome.value

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from qtrack.data import size_of
 from qtrack.errors import DataError, TaskError
-from qtrack.outcome import Evaluation
+from qtrack.outcome import Evaluation, Until
 from qtrack.task import Batch, Inputs, Split, Task
 
 
@@ -31,8 +32,18 @@ def _shape(leaf: Any) -> str:
     return "x".join(map(str, leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
-def evaluate(task: Task, model: nn.Module, split: Split, batches: Iterable[Batch]) -> Evaluation:
-    """Score every sample of a split; raises DataError where the split is empty."""
+class Enough(Exception):
+    """Carries the scores until then."""
+
+    def __init__(self, scores: NDArray[np.float64]) -> None:
+        super().__init__()
+        self.scores = scores
+
+
+def evaluate(
+    task: Task, model: nn.Module, split: Split, batches: Iterable[Batch], until: Until | None = None
+) -> Evaluation:
+    """Score every sample of a split; raises DataError where it is empty, Enough where ``until`` says so."""
     scores: list[Tensor] = []
     labels: list[Tensor | None] = []
     predictions: list[Tensor | None] = []
@@ -45,18 +56,25 @@ def evaluate(task: Task, model: nn.Module, split: Split, batches: Iterable[Batch
             labels.append(task.labels(batch))
             predictions.append(task.predictions(output, batch))
             nonfinite += _digest_output(output, outputs, size_of(batch))
+            if until and until(_numbers(scores)):
+                raise Enough(_numbers(scores))
     if not scores:
         raise DataError(
             f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed"
         )
     return Evaluation(
-        scores=torch.cat(scores).double().cpu().numpy(),
+        scores=_numbers(scores),
         labels=_joined(labels),
         predictions=_joined(predictions),
         output_digest=outputs.hexdigest(),
         extra=dict(task.evaluate(model, split)),
         nonfinite=nonfinite,
     )
+
+
+def _numbers(scores: list[Tensor]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = torch.cat(scores).double().cpu().numpy()
+    return found
 
 
 def _scores(task: Task, output: Any, batch: Batch) -> Tensor:

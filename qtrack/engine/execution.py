@@ -17,7 +17,7 @@ from qtrack.backends.capabilities import check, has_engines
 from qtrack.backends.engines import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.digests import digest_of
-from qtrack.engine.evaluation import call, evaluate
+from qtrack.engine.evaluation import Enough, call, evaluate
 from qtrack.engine.measure import latency, size_bytes
 from qtrack.engine.packed import load
 from qtrack.engine.training import Checkpoint, train
@@ -25,9 +25,9 @@ from qtrack.environment import may_saturate
 from qtrack.errors import DataError, RecipeError, TaskError
 from qtrack.monitor import SILENT, Monitor
 from qtrack.numerics import Comparison, Options, compare, histograms
-from qtrack.outcome import Cost, Latency, Outcome
+from qtrack.outcome import Cost, Evaluation, Latency, Outcome, Stopped, Until
 from qtrack.recipe import Recipe, Static
-from qtrack.task import Batch, Task
+from qtrack.task import Batch, Split, Task
 from qtrack.transforms import correct_bias, transformed
 
 WORST = 5
@@ -76,13 +76,16 @@ def execute(
     monitor: Monitor = SILENT,
     *,
     thorough: bool = True,
+    timed: bool = False,
+    until: Until | None = None,
     sizes: Mapping[str, int] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """Build the quantized model that the recipe says, and measure it.
 
     ``baseline`` is the float model's outcome, timed in alternation with this one. Without ``thorough`` only
-    the validation metric is measured, as searches need it: no test split, layer comparison or latency.
+    the validation metric is measured, as searches need it: no test split, no layer comparison, and no latency
+    unless it is to be ``timed``. Where ``until`` holds before the validation split ends, Stopped is raised.
     ``sizes`` are the samples in each split where that is known, so that progress can tell the time left.
     Training keeps itself in ``checkpoint`` after each epoch, and goes on from what it finds there.
 
@@ -92,7 +95,9 @@ def execute(
     recipe = settled(recipe)
     check(recipe)
     with using_engine(recipe.engine):
-        return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(baseline, thorough=thorough)
+        return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(
+            baseline, thorough=thorough, timed=timed or thorough, until=until
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,16 +177,16 @@ class _Execution:
         self.first = _first_batch(task)
         self.example = task.inputs(self.first)
 
-    def run(self, baseline: Outcome | None, *, thorough: bool) -> Outcome:
+    def run(self, baseline: Outcome | None, *, thorough: bool, timed: bool, until: Until | None) -> Outcome:
         torch.manual_seed(self.recipe.seed)
         floating = self.task.model().eval()
         quantized = self._quantize(floating).quantized if self.recipe.quantizes else None
         model = quantized.model if quantized else floating
+        validation = self._validate(model, until)
         with self._phase("evaluate"):
-            validation = self._evaluate(model, "validation")
             test = self._evaluate(model, "test") if thorough and self.task.offers("test") else None
         compared = self._compare(quantized) if thorough and quantized else None
-        timed = self._time(model, baseline) if thorough else None
+        measured = self._time(model, baseline) if timed else None
         state = model.state_dict()
         if validation.nonfinite:
             self.warnings.append(f"output is NaN or infinite on {validation.nonfinite} validation samples")
@@ -192,9 +197,9 @@ class _Execution:
             metric=self.task.metric,
             validation=validation,
             test=test,
-            cost=Cost(sum(self.phases.values()), dict(self.phases), self.forwards, 1),
+            cost=self._cost(1),
             size_bytes=size_bytes(state),
-            latency=timed,
+            latency=measured,
             layers=compared.rows if compared else (),
             sqnr_db=compared.output.sqnr_db if compared else None,
             histograms=self._histograms(quantized, compared) if quantized and compared else {},
@@ -207,6 +212,9 @@ class _Execution:
             },
             warnings=tuple(self.warnings),
         )
+
+    def _cost(self, evaluations: int) -> Cost:
+        return Cost(sum(self.phases.values()), dict(self.phases), self.forwards, evaluations)
 
     def parts(self) -> Parts:
         torch.manual_seed(self.recipe.seed)
@@ -261,8 +269,18 @@ class _Execution:
             self.task, self.recipe.calibration, self.recipe.seed, self.recipe.training_seed
         )
 
-    def _evaluate(self, model: nn.Module, split: Any) -> Any:
-        return evaluate(self.task, model, split, self._counted(split, batches_of(self.task, split), split))
+    def _validate(self, model: nn.Module, until: Until | None) -> Evaluation:
+        before = self.forwards
+        try:
+            with self._phase("evaluate"):
+                return self._evaluate(model, "validation", until)
+        except Enough as enough:
+            self.forwards = before + len(enough.scores)
+            raise Stopped(enough.scores, self._cost(0)) from None
+
+    def _evaluate(self, model: nn.Module, split: Split, until: Until | None = None) -> Evaluation:
+        batches = self._counted(split, batches_of(self.task, split), split)
+        return evaluate(self.task, model, split, batches, until)
 
     def _compare(self, quantized: Quantized) -> Comparison:
         with self._phase("compare"):

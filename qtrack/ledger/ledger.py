@@ -133,7 +133,8 @@ class Ledger:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise corrupt(run, "the record", error) from error
         stage, campaign, key = (run.tags.get(tag, "") for tag in (Tag.STAGE, Tag.CAMPAIGN, Tag.EXECUTION))
-        return Known(run.run_id, stage, campaign, key, kept.outcome, kept.cost, self._known_diagnosis(run))
+        found = self._known_diagnosis(run)
+        return Known(run.run_id, stage, campaign, key, kept.outcome, kept.cost, found, kept.also)
 
     def _known_diagnosis(self, run: RunRow) -> Diagnosis | None:
         """A damaged one is no reason to execute the stage again."""

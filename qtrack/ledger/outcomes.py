@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from qtrack.ledger.files import read_json, read_layers, write_json
 from qtrack.ledger.names import File
 from qtrack.outcome import Cost, Evaluation, Latency, LayerRow, Outcome
-from qtrack.recipe import recipe_from_yaml
+from qtrack.recipe import Recipe, recipe_from_yaml
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class Kept(NamedTuple):
 
     outcome: Outcome
     cost: Cost
+    also: tuple[Recipe, ...] = ()
 
 
 class Samples(NamedTuple):
@@ -35,7 +36,7 @@ class Samples(NamedTuple):
     quantized: Evaluation
 
 
-def write_outcome(folder: Path, outcome: Outcome, baseline: Outcome) -> None:
+def write_outcome(folder: Path, outcome: Outcome, baseline: Outcome, also: Sequence[Recipe] = ()) -> None:
     """All of it that stands in no other file: samples, and single values."""
     _write_samples(folder / File.SAMPLES, outcome.validation, baseline.validation)
     if outcome.test is not None:
@@ -49,6 +50,7 @@ def write_outcome(folder: Path, outcome: Outcome, baseline: Outcome) -> None:
         "latency": asdict(outcome.latency) if outcome.latency else None,
         "validation": _facts(outcome.validation),
         "test": _facts(outcome.test) if outcome.test else None,
+        "also": [recipe.model_dump(mode="json") for recipe in also],
     }
     write_json(folder / File.OUTCOME, values)
 
@@ -79,7 +81,8 @@ def read_outcome(folder: Path, build: Callable[[], Any]) -> Kept:
     )
     if outcome.recipe.digest != fingerprint["recipe"]:
         raise ValueError(f"{File.RECIPE} has another digest than on record")
-    return Kept(outcome, Cost(**cost["total"]))
+    also = tuple(map(Recipe.model_validate, values.get("also", ())))
+    return Kept(outcome, Cost(**cost["total"]), also)
 
 
 def read_evaluation(path: Path, facts: Mapping[str, Any] | None = None) -> Evaluation:

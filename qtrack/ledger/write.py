@@ -260,7 +260,7 @@ class StageWriter:
         self.run.log(points_of(result), params=params, tags=_result_tags(result))
         with self.run.files() as folder:
             tables = write_results(folder, result, self.campaign.setting, self.campaign.fingerprint)
-            write_outcome(folder, outcome, result.baseline)
+            write_outcome(folder, outcome, result.baseline, result.also)
             self._draw(folder, result)
             plan = self.campaign.setting.plan
             saved = models.save(

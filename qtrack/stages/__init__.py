@@ -14,7 +14,7 @@ from qtrack.stages.calibration import calibration
 from qtrack.stages.diagnose import diagnose
 from qtrack.stages.dynamic import dynamic
 from qtrack.stages.equalize import equalize
-from qtrack.stages.evidence import Evidence, Judged, Stage, Target, judge, needed, needs
+from qtrack.stages.evidence import Evidence, Judged, Stage, Target, absent, judge, needed, needs
 from qtrack.stages.fallback import fallback
 from qtrack.stages.float16 import float16
 from qtrack.stages.float_ import float_
@@ -27,6 +27,7 @@ from qtrack.stages.ptq import ptq
 from qtrack.stages.qat import qat
 from qtrack.stages.recipe import recipe
 from qtrack.stages.reduce_range import reduce_range
+from qtrack.stages.search import search
 from qtrack.stages.weight_only import weight_only
 
 STAGES: dict[str, Any] = {
@@ -36,6 +37,7 @@ STAGES: dict[str, Any] = {
     "qat": qat,
     "fallback": fallback,
     "ladder": ladder,
+    "search": search,
     "dynamic": dynamic,
     "float16": float16,
     "weight_only": weight_only,
@@ -51,4 +53,4 @@ STAGES: dict[str, Any] = {
     "diagnose": diagnose,
 }
 
-__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "judge", "needed", "needs"]
+__all__ = ["STAGES", "Evidence", "Judged", "Stage", "Target", "absent", "judge", "needed", "needs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import Field
@@ -91,10 +92,12 @@ class Evidence:
     """The stage that this one starts from; None where it starts from the pipeline's recipe."""
     earlier: Mapping[str, Judged]
     """All stages so far, by name."""
-    probe: Callable[[Recipe], Judged]
+    probe: Callable[..., Judged]
     """Execute a recipe and judge it; each new one is counted and recorded as a step of this stage.
 
-    Raises ProbeFailed where it cannot be executed, and SearchOver where the budget is spent.
+    With ``timed=True`` its latency is measured as well; ``until`` is given the scores so far, after each
+    batch, and where it holds Stopped is raised. Raises ProbeFailed where the recipe cannot be executed, and
+    SearchOver where the budget is spent.
     """
     plan: Callable[[int], None] = _unplanned
     """Say before a search how many evaluations it takes at most."""
@@ -110,6 +113,20 @@ class Evidence:
     """Diagnose the stage that this one starts from; recorded with its run, and counted to this stage."""
     rungs: Callable[[], PriceTable] = nothing_to_price
     """What each layer of the stage that this one starts from costs on each rung; counted to this stage."""
+    table: Callable[[str, Sequence[Mapping[str, Any]]], None] = _unplanned
+    """Record rows of the same columns with this stage, under a name; those of the same name are replaced."""
+    also: Callable[[Recipe], None] = _unplanned
+    """Name a further answer: it becomes a stage of its own after this one, ``NAME.2`` and so on."""
+    storage: Callable[[Any], Any] = _unplanned
+    """Where the trials that belong to a question are kept for a later run; None where they can't be.
+
+    A question is plain data; the task, the target and the recipe that the stage starts from are part of it.
+    """
+
+    def floating(self) -> Judged:
+        """The float model's outcome; there is one where a stage before has been executed."""
+        assert self.baseline is not None
+        return self.baseline
 
     def starting_point(self) -> Judged:
         """The stage that this one starts from; raises RecipeError where there is none to learn from."""
@@ -138,6 +155,24 @@ def needs(*methods: str, **options: Any) -> Callable[[S], S]:
         return stage
 
     return mark
+
+
+def requires(package: str, extra: str) -> Callable[[S], S]:
+    """Say which package a stage cannot do without, and the extra of qtrack that brings it."""
+
+    def mark(stage: S) -> S:
+        stage.requires = package, extra  # type: ignore[attr-defined]  # a plain attribute on a function
+        return stage
+
+    return mark
+
+
+def absent(stage: Any) -> str | None:
+    """What to do where the package that a stage requires is not installed; None where nothing."""
+    package, extra = getattr(stage, "requires", (None, None))
+    if package is None or find_spec(package):
+        return None
+    return f"{package} is not installed: pip install 'qtrack[{extra}]'"
 
 
 def needed(stage: Any, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -24,9 +24,10 @@ from pydantic import Field
 from qtrack.errors import RecipeError
 from qtrack.outcome import LayerRow
 from qtrack.recipe import Float, Recipe
-from qtrack.search.fewest import Cheapest, Set, most_evaluations
+from qtrack.search.fewest import Cheapest, Set, most_evaluations, stricter
 from qtrack.search.rejection import may_meet
 from qtrack.stages.evidence import Evidence, Judged, Mixtures, ProbeFailed
+from qtrack.statistics import paired_drop, target_met
 
 log = logging.getLogger("qtrack")
 
@@ -72,6 +73,7 @@ class _Search:
         self.recipe = recipe
         self.evidence = evidence
         self.start = evidence.starting_point()
+        self.floating = evidence.floating().outcome.validation.scores
         own = [row.layer.partition("#")[0] for row in self.start.outcome.by_own_share() if row in rows]
         self.own = list(dict.fromkeys(own))
         self.names = list(dict.fromkeys(row.layer.partition("#")[0] for row in rows))
@@ -131,8 +133,10 @@ class _Search:
         bound = self.cheapest.cost(layers)
         return list(islice((one for one in cheaper if self.cheapest.cost(one) < bound), 1))
 
-    def _meets(self, layers: Set) -> bool:
-        if layers not in self.tried and not self._may_meet(layers):
+    def _meets(self, layers: Set, strictly: bool) -> bool:
+        target = self.evidence.target
+        confidence = stricter(target.confidence) if strictly else target.confidence
+        if layers not in self.tried and not self._may_meet(layers, confidence):
             return False
         if layers not in self.tried:
             self.evaluations += 1
@@ -140,26 +144,26 @@ class _Search:
                 self.tried[layers] = self.evidence.probe(self._recipe(layers))
             except ProbeFailed:
                 return False
-        met = self.tried[layers].meets_target is True
+        met = self._holds(self.tried[layers], confidence)
         self.evidence.propose(self._recipe(layers if met else self._best()))
         return met
 
-    def _may_meet(self, layers: Set) -> bool:
-        mixtures, baseline = self.mixtures, self.evidence.baseline
-        if mixtures is None or baseline is None:
+    def _holds(self, judged: Judged, confidence: float) -> bool:
+        drop = paired_drop(self.floating, judged.outcome.validation.scores, confidence)
+        return target_met(drop, self.evidence.target.max_drop) is True
+
+    def _may_meet(self, layers: Set, confidence: float) -> bool:
+        mixtures = self.mixtures
+        if mixtures is None:
             return True
-        floating = baseline.outcome.validation.scores
         tried = [judged.outcome.validation.scores for judged in self.tried.values()]
-        target = self.evidence.target
-        return may_meet(
-            lambda at: mixtures.scores(layers, at), floating, tried, target.max_drop, target.confidence
-        )
+        max_drop = self.evidence.target.max_drop
+        return may_meet(lambda at: mixtures.scores(layers, at), self.floating, tried, max_drop, confidence)
 
     def _best(self) -> Set:
         """The cheapest that meets the target; else that with the best metric."""
-        met = [layers for layers, judged in self.tried.items() if judged.meets_target]
-        if met:
-            return min(met, key=self.cheapest.cost)
+        if self.cheapest.found is not None:
+            return self.cheapest.found
         return max(self.tried, key=lambda layers: _number(self.tried[layers].outcome.value))
 
     def _recipe(self, layers: Set) -> Recipe:

@@ -1,0 +1,128 @@
+"""What a campaign measures for a stage that asks: each thing once, with its cost counted to that stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from qtrack.errors import BackendError
+from qtrack.finding import Diagnosis
+from qtrack.monitor import Monitor
+from qtrack.outcome import Cost
+from qtrack.recipe import Recipe
+from qtrack.records import StageRecord
+from qtrack.search.prices import PriceTable
+from qtrack.sensitivity import Sensitivity
+from qtrack.sensitivity.prices import prices
+from qtrack.stages import Judged
+from qtrack.stages.evidence import nothing_to_price
+from qtrack.task import Task
+
+log = logging.getLogger("qtrack")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a stage starts from, and where what is measured of it goes."""
+
+    task: Task
+    start: Judged | None
+    sizes: Mapping[str, int]
+    monitor: Monitor
+    record: StageRecord
+
+
+def total(*costs: Cost | None) -> Cost | None:
+    """Of what was measured; None where nothing was."""
+    known = [cost for cost in costs if cost is not None]
+    return sum(known[1:], known[0]) if known else None
+
+
+@dataclass
+class Diagnoser:
+    """Diagnoses the stage that another starts from."""
+
+    diagnose: Callable[[], Diagnosis]
+    record: StageRecord
+    found: Diagnosis | None = None
+
+    def __call__(self) -> Diagnosis:
+        if self.found is None:
+            self.record.begin()
+            self.found = self.diagnose()
+        return self.found
+
+    def followed(self, recipe: Recipe) -> str | None:
+        """The stage of the remedy that gives this recipe; None where none does, or nothing was asked."""
+        remedies = self.found.remedies if self.found else ()
+        given = (one.stage for one in remedies if one.recipe and one.recipe.digest == recipe.digest)
+        return next(given, None)
+
+    @property
+    def cost(self) -> Cost | None:
+        """None where nothing was asked."""
+        if self.found is None:
+            return None
+        return Cost(self.found.seconds, {"diagnose": self.found.seconds}, self.found.forward_samples, 0)
+
+
+@dataclass
+class Sensor:
+    """Switches the layers of the stage that another starts from."""
+
+    stage: str
+    asked: Asked
+    found: Sensitivity | None = None
+    done: bool = False
+
+    def __call__(self) -> Sensitivity | None:
+        """None where they cannot be switched, which is said."""
+        if not self.done and self.asked.start is not None:
+            self.done = True
+            self.asked.record.begin()
+            self.found = self._measured(self.asked.start.outcome.recipe)
+        return self.found
+
+    def _measured(self, recipe: Recipe) -> Sensitivity | None:
+        if recipe.training:  # to build its model once more is to train once more
+            return None
+        try:
+            found = Sensitivity(self.asked.task, recipe, self.asked.monitor, sizes=self.asked.sizes)
+            self.asked.record.table("sensitivity", found.ranking().rows())
+        except BackendError as error:
+            log.info("%s: layers are ranked by their own share of the error: %s", self.stage, error)
+            return None
+        return found
+
+    @property
+    def cost(self) -> Cost | None:
+        """None where nothing was measured."""
+        if self.found is None:
+            return None
+        seconds = self.found.seconds
+        return Cost(seconds, {"sensitivity": seconds}, self.found.forward_samples, 0)
+
+
+@dataclass
+class Pricer:
+    """Prices the layers of the stage that another starts from."""
+
+    asked: Asked
+    table: PriceTable | None = None
+    cost: Cost | None = None
+    """None where nothing was asked."""
+
+    def __call__(self) -> PriceTable:
+        if self.asked.start is None:
+            return nothing_to_price()
+        if self.table is None:
+            self.asked.record.begin()
+            recipe = self.asked.start.outcome.recipe
+            self.table, self.cost = prices(self.asked.task, recipe, self.asked.monitor, self.asked.sizes)
+        return self.table
+
+    def tell(self, recipe: Recipe) -> None:
+        """Record what was measured, and which of it the recipe has chosen."""
+        if self.table is not None:
+            self.asked.record.table("prices", self.table.rows(self.table.chosen(recipe)))

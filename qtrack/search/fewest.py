@@ -20,7 +20,7 @@ def most_evaluations(layers: int) -> int:
 class Cheapest:
     """Narrows down to a cheap set.
 
-    ``meets`` evaluates one, by ``stricter`` where its second argument says so; ``spent``: no more evaluations.
+    ``meets`` evaluates one, by ``stricter`` where its second argument says so; ``spent``: no more may be.
     """
 
     def __init__(

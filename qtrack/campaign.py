@@ -136,10 +136,19 @@ class _Campaign:
             return self._refer(spec, known, known.also)
         with self.record.stage(spec, len(self.results)) as record:
             monitor = _StageMonitor(spec.name, self.monitor, record)
-            prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
             asked = Asked(self.plan.task, previous, self.sizes, monitor, record)
             diagnoser = Diagnoser(lambda: self.diagnose(start, monitor), record)
             sensor, pricer = Sensor(spec.name, asked), Pricer(asked)
+            prober = Prober(
+                spec.name,
+                previous,
+                self.probe,
+                self._tried,
+                self.purse,
+                monitor,
+                record,
+                warned=lambda: sensor.outlook(self.baseline, self.plan.pipeline.target),
+            )
             also: list[Recipe] = []
             evidence = Evidence(
                 self.plan.pipeline.target,

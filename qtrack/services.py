@@ -12,10 +12,11 @@ from qtrack.monitor import Monitor
 from qtrack.outcome import Cost
 from qtrack.recipe import Recipe
 from qtrack.records import StageRecord
+from qtrack.search.outlook import outlook
 from qtrack.search.prices import PriceTable
 from qtrack.sensitivity import Sensitivity
 from qtrack.sensitivity.prices import prices
-from qtrack.stages import Judged
+from qtrack.stages import Judged, Target
 from qtrack.stages.evidence import nothing_to_price
 from qtrack.task import Task
 
@@ -84,12 +85,20 @@ class Sensor:
             self.found = self._measured(self.asked.start.outcome.recipe)
         return self.found
 
+    def outlook(self, floating: Judged | None, target: Target) -> list[str]:
+        """Which side of the quantization alone misses the target already; one that cannot be said is not."""
+        found = self()
+        if found is None or floating is None:
+            return []
+        scores = floating.outcome.validation.scores
+        return list(outlook(found.recipe, found.legs(), scores, target.max_drop, target.confidence))
+
     def _measured(self, recipe: Recipe) -> Sensitivity | None:
         if recipe.training:  # to build its model once more is to train once more
             return None
         try:
             found = Sensitivity(self.asked.task, recipe, self.asked.monitor, sizes=self.asked.sizes)
-            self.asked.record.table("sensitivity", found.ranking().rows())
+            self.asked.record.table("sensitivity", found.ranking.rows())
         except BackendError as error:
             log.info("%s: layers are ranked by their own share of the error: %s", self.stage, error)
             return None

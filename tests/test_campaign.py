@@ -6,11 +6,8 @@ from tiny import Tiny
 
 from qtrack.campaign import run_plan
 from qtrack.errors import DataError, RecipeError
-from qtrack.outcome import LayerRow
 from qtrack.pipeline import Pipeline, plan_of
 from qtrack.recipe import Recipe
-from qtrack.stages import Evidence, Judged, Target, fallback
-from qtrack.statistics import Drop
 
 EASY = {"max_drop": 0.2}
 
@@ -91,20 +88,6 @@ def test_two_runs_give_equal_results():
     assert [r.outcome.digests for r in first.results] == [r.outcome.digests for r in second.results]
 
 
-class Poor(Tiny):
-    """Judged by a target that no quantized model meets surely."""
-
-
-def test_fallback_records_its_probes_as_steps():
-    memory = run(["float", {"ptq": {"samples": 1}}, "fallback"], target={"max_drop": 0.0})
-    steps = [step for key, _, step in memory.stages["fallback"].points if key == "search/accuracy"]
-    assert steps == list(range(1, len(steps) + 1))
-    assert len(steps) <= 2  # three layers with weights: ceil(log2(4))
-    result = memory.results[-1]
-    assert len(result.probes) == len(steps)
-    assert result.cost.evaluations == len(steps) + 1
-
-
 def test_fallback_needs_something_to_learn_from():
     with pytest.raises(RecipeError, match="let it start from a stage that quantizes"):
         run(["fallback"])
@@ -156,50 +139,3 @@ def test_a_stage_that_makes_no_valid_recipe_is_told_why():
     plan.stages["ptq"] = lambda recipe, evidence: recipe.with_weights(bits=1)
     with pytest.raises(RecipeError, match="stage ptq: bits: 1: input should be greater than or equal to 2"):
         run_plan(plan, Memory())
-
-
-def searched(layers, meets):
-    """Fallback over made-up layers, where keeping k of them in float meets the target as meets(k) says."""
-    probed = []
-
-    class Made:
-        def __init__(self, kept):
-            self.kept = kept
-            self.value = kept / 100
-
-        def by_own_share(self):
-            return [
-                LayerRow(i, f"l{i}", "Conv2d", "int8", 10, None, own_sqnr_db=float(i)) for i in range(layers)
-            ]
-
-    def judged(kept):
-        return Judged(Made(kept), Drop(0, 0, 0, 0.95, 1), meets(kept))
-
-    def probe(recipe):
-        probed.append(len(recipe.overrides))
-        return judged(len(recipe.overrides))
-
-    evidence = Evidence(Target(), None, judged(0), {}, probe)
-    return len(fallback(Recipe(), evidence).overrides), probed
-
-
-@pytest.mark.parametrize("needed", range(1, 17))
-def test_fallback_finds_the_fewest_layers_in_log2_evaluations(needed):
-    kept, probed = searched(16, lambda count: count >= needed)
-    assert kept == needed
-    assert len(probed) <= 5
-    assert len(set(probed)) == len(probed)
-
-
-def test_fallback_leaves_nothing_in_float_where_nothing_needs_it():
-    assert searched(16, lambda count: True) == (0, [])
-
-
-def test_fallback_takes_the_best_it_saw_where_none_meets_the_target():
-    kept, probed = searched(7, lambda count: False)
-    assert kept == max(probed) == 7
-
-
-def test_fallback_does_not_take_not_sure_for_yes():
-    kept, _ = searched(8, lambda count: True if count >= 6 else None)
-    assert kept == 6

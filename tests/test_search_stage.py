@@ -34,6 +34,7 @@ class Bench:
     def __init__(self, worth=worth, max_drop=0.25, storage=None, winners=()):
         self.worth = worth
         self.probed, self.planned, self.proposed, self.others, self.tables = [], [], [], [], {}
+        self.spared = []
         self.baseline = self.outcome(PTQ, SAMPLES)
         self.target = Target(max_drop=max_drop)
         self.evidence = Evidence(
@@ -42,7 +43,8 @@ class Bench:
             None,
             {},
             self.probe,
-            plan=lambda *counts: self.planned.append(counts),
+            plan=self.planned.append,
+            spared=self.spared.append,
             propose=self.proposed.append,
             table=self.tables.__setitem__,
             also=self.others.append,
@@ -75,7 +77,7 @@ def test_the_start_is_tried_first_and_the_best_is_the_answer():
     found = bench.search(trials=15)
     assert bench.probed[0] == PTQ
     assert worth(found) == max(map(worth, bench.probed)) == 90
-    assert bench.planned == [(15, 0)]
+    assert (bench.planned, bench.spared) == ([15], [])
 
 
 def test_every_improvement_is_proposed():
@@ -226,7 +228,7 @@ def test_an_interrupted_search_is_continued_as_if_it_had_not_been(tmp_path, inte
     assert len(first.tables["trials"]) == 7
     second = Bench(storage=tmp_path / "s")
     assert second.search(trials=12) == expected
-    assert second.planned == [(5, 7)]
+    assert (second.planned, second.spared) == ([5], [7])
     assert first.probed[:7] + second.probed == whole.probed
 
 
@@ -243,7 +245,7 @@ def test_more_trials_go_on_where_the_earlier_ones_ended(tmp_path):
     more, whole = Bench(storage=tmp_path / "s"), Bench()
     more.search(trials=9)
     whole.search(trials=9)
-    assert more.planned == [(5, 4)]
+    assert (more.planned, more.spared) == ([5], [4])
     assert more.probed == whole.probed[4:]
 
 

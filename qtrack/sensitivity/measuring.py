@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qtrack.backends.base import Side
 from qtrack.backends.engines import using_engine
 from qtrack.data import batches_of, calibration_batches, selected, size_of
 from qtrack.engine import Parts, quantize, settled
@@ -22,6 +23,8 @@ from qtrack.ranking import Ranking, Share
 from qtrack.recipe import Recipe
 from qtrack.sensitivity.batch import Measured
 from qtrack.sensitivity.elimination import eliminated
+from qtrack.sensitivity.legs import legs
+from qtrack.statistics import Scores
 from qtrack.task import Batch, Split, Task
 
 SAMPLES = 256
@@ -71,6 +74,7 @@ class Sensitivity:
 
     # Rankings -----------------------------------------------------------------------------------------------
 
+    @cached_property
     def ranking(self) -> Ranking:
         """Of all quantized layers and functions, from one sweep over the calibration samples."""
         began, before = time.perf_counter(), self._forward
@@ -144,6 +148,19 @@ class Sensitivity:
                 samples += one.samples
                 self._forward += one.forwards
         return {name: total / samples for name, total in sums.items()}
+
+    def gains(self) -> dict[str, float]:
+        """By what factor the noise of a layer's own output, over its signal, comes out of the network."""
+        shares = self.ranking.shares
+        return {one.layer: one.output / one.own for one in shares if one.output is not None and one.own > 0}
+
+    def legs(self) -> dict[Side, Scores]:
+        """Scores of the first validation samples with weights alone, or activations alone, on integers."""
+        began = time.perf_counter()
+        found = legs(self.task, self.parts)
+        self._forward += sum(map(len, found.values()))
+        self.seconds += time.perf_counter() - began
+        return found
 
     # Mixtures -----------------------------------------------------------------------------------------------
 

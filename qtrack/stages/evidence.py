@@ -31,6 +31,9 @@ class Mixtures(Protocol):
     def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
         """These layers by how much they are needed in float for what each costs there, most first."""
 
+    def gains(self) -> Mapping[str, float]:
+        """By what factor the noise over signal of each layer's own output comes out of the network."""
+
     def harm(self, off: Collection[str]) -> float:
         """Of leaving these in float, on calibration samples; comparable between mixtures."""
 

@@ -33,6 +33,9 @@ log = logging.getLogger("qtrack")
 
 FLOAT_BYTES = 4
 STORED_BYTES = {"int8": 1, "int8_dynamic": 1, "int8_weight": 1, "float16_weight": 2}
+LEAST_MS = 1e-4
+"""What a layer that runs no slower in float is taken to add, so that fewer are left there."""
+FLOAT = "float"
 
 
 def fallback(
@@ -40,9 +43,12 @@ def fallback(
     evidence: Evidence,
     *,
     max_layers: Annotated[int, Field(ge=1)] | None = None,
-    cost: Literal["layers", "size"] = "layers",
+    cost: Literal["layers", "latency", "size"] = "layers",
 ) -> Recipe:
-    """Leave in float the fewest layers, or the fewest bytes, with which the target surely holds.
+    """Leave in float the fewest layers with which the target surely holds, or those that add least.
+
+    ``cost`` says what they are to add least to: their number, the latency as ``evidence.rungs`` prices it, or
+    the bytes of the model.
 
     At most ``ceil(log2(N)) + 3`` recipes are evaluated, N layers with weights. Where none of them meets the
     target the answer is the one with the best metric. Raises RecipeError where no layer can be put back.
@@ -74,15 +80,18 @@ class _Search:
         self.evidence = evidence
         self.start = evidence.starting_point()
         self.floating = evidence.floating().outcome.validation.scores
-        own = [row.layer.partition("#")[0] for row in self.start.outcome.by_own_share() if row in rows]
-        self.own = list(dict.fromkeys(own))
-        self.names = list(dict.fromkeys(row.layer.partition("#")[0] for row in rows))
+        costs = _costs(rows, cost, evidence)
+        self.names = list(costs)
+        own = [row.layer.partition("#")[0] for row in self.start.outcome.by_own_share()]
+        self.own = [name for name in dict.fromkeys(own) if name in costs]
         self.limit = min(max_layers or len(self.names), len(self.names))
         self.mixtures: Mixtures | None = evidence.mixtures()
         self.tried: dict[Set, Judged] = {frozenset(): self.start}
         self.evaluations = 0
         self.allowed = most_evaluations(self.limit)
-        self.cheapest = Cheapest(_costs(rows, cost), self._meets, lambda: self.evaluations >= self.allowed)
+        self.cheapest = Cheapest(
+            _costs(rows, cost, evidence), self._meets, lambda: self.evaluations >= self.allowed
+        )
 
     def run(self) -> Recipe:
         self.evidence.plan(self.allowed)
@@ -170,14 +179,20 @@ class _Search:
         return self.recipe.keeping_float(*(name for name in self.names if name in layers))
 
 
-def _costs(rows: Sequence[LayerRow], cost: str) -> dict[str, float]:
-    """What each layer adds when it goes back to float; a layer that is called twice adds its bytes once."""
-    if cost == "layers":
-        return {row.layer.partition("#")[0]: 1.0 for row in rows}
-    return {
-        row.layer.partition("#")[0]: float(row.params * (FLOAT_BYTES - STORED_BYTES.get(row.dtype, 1)))
-        for row in rows
-    }
+def _costs(rows: Sequence[LayerRow], cost: str, evidence: Evidence) -> dict[str, float]:
+    """What each layer adds when it goes back to float; a layer that is called twice counts once."""
+    by_name = {row.layer.partition("#")[0]: row for row in rows}
+    if cost == "latency":
+        table = evidence.rungs()
+        whole = table.predicted_ms({})
+        return {
+            name: max(table.predicted_ms({name: FLOAT}) - whole, LEAST_MS)
+            for name in by_name
+            if name in table.by_name
+        }
+    if cost == "size":
+        return {name: row.params * (FLOAT_BYTES - STORED_BYTES[row.dtype]) for name, row in by_name.items()}
+    return dict.fromkeys(by_name, 1.0)
 
 
 def _number(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -41,13 +41,19 @@ def ladder(
     if max_latency_ms is not None and max_size_kb is not None:
         raise RecipeError("ladder: max_latency_ms and max_size_kb are two budgets: name one")
     start = _start(recipe, evidence)
-    table = evidence.rungs()
+    table, weights = evidence.rungs(), _gains(evidence)
     if max_latency_ms is not None:
-        return table.recipe(recipe, least_noise(table, "latency", max_latency_ms))
+        return table.recipe(recipe, least_noise(table, "latency", max_latency_ms, weights))
     if max_size_kb is not None:
-        return table.recipe(recipe, least_noise(table, "size", 1000 * max_size_kb))
+        return table.recipe(recipe, least_noise(table, "size", 1000 * max_size_kb, weights))
     points = 2 ** min(max_evaluations, FINEST) - 1
-    return _cheapest(recipe, evidence, start, _candidates(table, cost, points, start), table)
+    return _cheapest(recipe, evidence, start, _candidates(table, cost, points, start, weights), table)
+
+
+def _gains(evidence: Evidence) -> Mapping[str, float] | None:
+    """A layer's noise counts as it comes out of the network; where that cannot be told, all alike."""
+    mixtures = evidence.mixtures()
+    return mixtures.gains() if mixtures is not None else None
 
 
 def _start(recipe: Recipe, evidence: Evidence) -> Judged:
@@ -59,9 +65,11 @@ def _start(recipe: Recipe, evidence: Evidence) -> Judged:
     return evidence.starting_point()
 
 
-def _candidates(table: PriceTable, cost: Cost, points: int, start: Judged) -> list[Choice]:
+def _candidates(
+    table: PriceTable, cost: Cost, points: int, start: Judged, weights: Mapping[str, float] | None
+) -> list[Choice]:
     """From the cheapest to the most precise; none that costs as much as a start that will do."""
-    found: list[Choice] = [*front(table, cost, points)]
+    found: list[Choice] = [*front(table, cost, points, weights)]
     if start.meets_target:
         return [choice for choice in found if spent(table, cost, choice) < spent(table, cost, {})]
     return found

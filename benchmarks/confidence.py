@@ -17,6 +17,8 @@ made up.
   sets of layers just beyond the target are the bad case: one lucky draw among them is enough.
 * A search misses if it calls the target met and the true drop is beyond it. Each has a network and samples of
   its own. With confidence 0.95, two-sided, a single model at the very target is to pass with 2.5%.
+* What calibration samples tell is made up too: the damage of each layer, but for a factor (lognormal, 0.3).
+  ``no graph`` is the search that has only the layer table's ranking, as with backends without a graph.
 * ``exhaustive`` (the first length of the ranking that passes, all tried) is there to compare with: it
   accounts for nothing.
 """
@@ -142,13 +144,12 @@ class Validation:
         self.evaluations += 1
         return judge(self.outcome(recipe), self.baseline.outcome, self.target)
 
-    def evidence(self) -> Evidence:
+    def evidence(self, graph: bool) -> Evidence:
         """What the pipeline hands to a stage after ``float`` and ``ptq``."""
         start = judge(self.outcome(START), self.baseline.outcome, self.target)
         earlier = {"float": self.baseline, "ptq": start}
-        return Evidence(
-            self.target, self.baseline, start, earlier, self.probe, mixtures=lambda: Calibrated(self)
-        )
+        mixtures = Calibrated(self) if graph else None
+        return Evidence(self.target, self.baseline, start, earlier, self.probe, mixtures=lambda: mixtures)
 
 
 class Calibrated:
@@ -162,7 +163,15 @@ class Calibrated:
             for layer, damage in validation.network.damages.items()
         }
 
-    def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+    def coupled(self) -> Sequence[frozenset[str]]:
+        return ()
+
+    def gains(self) -> Mapping[str, float]:
+        return {}
+
+    def order(
+        self, costs: Mapping[str, float], together: Mapping[str, frozenset[str]] | None = None
+    ) -> tuple[str, ...]:
         return tuple(sorted(costs, key=lambda layer: -self.damages[layer] / costs[layer]))
 
     def harm(self, off: Collection[str]) -> float:
@@ -215,10 +224,10 @@ class Search:
         return self.called_met and self.beyond > 1e-12
 
 
-def search(stage: Stage, validation: Validation) -> Search:
+def search(stage: Stage, validation: Validation, graph: bool) -> Search:
     """Let the stage search, and look at what it does not see; its last model is judged as a stage's is."""
     made, target = validation.network, validation.target
-    chosen = stage(START, validation.evidence())
+    chosen = stage(START, validation.evidence(graph))
     judged = judge(validation.outcome(chosen), validation.baseline.outcome, target)
     return Search(
         called_met=judged.meets_target is True,
@@ -230,12 +239,20 @@ def search(stage: Stage, validation: Validation) -> Search:
 
 
 def searches(
-    stage: Stage, shape: str, *, samples: int, own: float, target: Target, count: int = 200, seed: int = 0
+    stage: Stage,
+    shape: str,
+    *,
+    samples: int,
+    own: float,
+    target: Target,
+    count: int = 200,
+    seed: int = 0,
+    graph: bool = True,
 ) -> list[Search]:
     """So many, each of a network and samples of its own."""
     make = SHAPES[shape][0]
     rngs = [np.random.default_rng([seed, i]) for i in range(count)]
-    return [search(stage, Validation(make(rng), samples, own, target, rng)) for rng in rngs]
+    return [search(stage, Validation(make(rng), samples, own, target, rng), graph) for rng in rngs]
 
 
 HEADER = (
@@ -279,6 +296,9 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
         for name, stage in stages.items():
             found = searches(stage, shape, samples=samples, own=own, **drawn)
             yield row(shape, samples, own, name, found)
+            if stage is not exhaustive:
+                found = searches(stage, shape, samples=samples, own=own, graph=False, **drawn)
+                yield row(shape, samples, own, f"{name}, no graph", found)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 from qtrack import diagnosis
 from qtrack.budget import Budget
@@ -87,6 +88,7 @@ class _Campaign:
         self.judged: dict[str, Judged] = {}
         self.tried: dict[str, Judged] = {}
         """By recipe, stages and probes alike."""
+        self.measured: dict[str, Any] = {}
         self.baseline: Judged | None = None
         self.last: str | None = None
 
@@ -136,7 +138,7 @@ class _Campaign:
             return self._refer(spec, known, known.also)
         with self.record.stage(spec, len(self.results)) as record:
             monitor = _StageMonitor(spec.name, self.monitor, record)
-            asked = Asked(self.plan.task, previous, self.sizes, monitor, record)
+            asked = Asked(self.plan.task, previous, self.sizes, monitor, record, self.measured)
             diagnoser = Diagnoser(lambda: self.diagnose(start, monitor), record)
             sensor, pricer = Sensor(spec.name, asked), Pricer(asked)
             prober = Prober(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from qtrack.errors import BackendError
 from qtrack.finding import Diagnosis
@@ -18,9 +19,12 @@ from qtrack.sensitivity import Sensitivity
 from qtrack.sensitivity.prices import prices
 from qtrack.stages import Judged, Target
 from qtrack.stages.evidence import nothing_to_price
+from qtrack.statistics import Scores
 from qtrack.task import Task
 
 log = logging.getLogger("qtrack")
+
+NOTHING = Cost(0.0, {}, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,15 @@ class Asked:
     sizes: Mapping[str, int]
     monitor: Monitor
     record: StageRecord
+    kept: dict[str, Any]
+    """What earlier stages of the campaign had measured, of the last recipe that they asked about."""
+
+    def once(self, what: str, recipe: Recipe, measure: Callable[[], Any]) -> tuple[Any, bool]:
+        """Measured now, or for an earlier stage; and whether it is new, so that this stage pays for it."""
+        known = self.kept.get(what)
+        if known is None or known[0] != recipe.digest:
+            self.kept[what] = recipe.digest, measure()
+        return self.kept[what][1], known is not self.kept[what]
 
 
 def total(*costs: Cost | None) -> Cost | None:
@@ -76,13 +89,19 @@ class Sensor:
     asked: Asked
     found: Sensitivity | None = None
     done: bool = False
+    before: Cost = NOTHING
+    """What earlier stages have paid for already."""
 
     def __call__(self) -> Sensitivity | None:
         """None where they cannot be switched, which is said."""
         if not self.done and self.asked.start is not None:
             self.done = True
             self.asked.record.begin()
-            self.found = self._measured(self.asked.start.outcome.recipe)
+            recipe = self.asked.start.outcome.recipe
+            self.found, new = self.asked.once("sensitivity", recipe, lambda: self._measured(recipe))
+            if self.found is not None:
+                self.before = NOTHING if new else _spent(self.found)
+                self.asked.record.table("sensitivity", self.found.ranking.rows())
         return self.found
 
     def outlook(self, floating: Judged | None, target: Target) -> list[str]:
@@ -90,27 +109,34 @@ class Sensor:
         found = self()
         if found is None or floating is None:
             return []
-        scores = floating.outcome.validation.scores
-        return list(outlook(found.recipe, found.legs(), scores, target.max_drop, target.confidence))
+        scores, (legs, new) = floating.outcome.validation.scores, self._legs(found)
+        said = outlook(found.recipe, legs, scores, target.max_drop, target.confidence)
+        return list(said) if new else []  # it was said before
+
+    def _legs(self, found: Sensitivity) -> tuple[Mapping[Any, Scores], bool]:
+        return self.asked.once("legs", found.recipe, found.legs)
 
     def _measured(self, recipe: Recipe) -> Sensitivity | None:
         if recipe.training:  # to build its model once more is to train once more
             return None
         try:
-            found = Sensitivity(self.asked.task, recipe, self.asked.monitor, sizes=self.asked.sizes)
-            self.asked.record.table("sensitivity", found.ranking.rows())
+            return Sensitivity(self.asked.task, recipe, self.asked.monitor, sizes=self.asked.sizes)
         except BackendError as error:
             log.info("%s: layers are ranked by their own share of the error: %s", self.stage, error)
             return None
-        return found
 
     @property
     def cost(self) -> Cost | None:
         """None where nothing was measured."""
         if self.found is None:
             return None
-        seconds = self.found.seconds
-        return Cost(seconds, {"sensitivity": seconds}, self.found.forward_samples, 0)
+        now, before = _spent(self.found), self.before
+        seconds = now.seconds - before.seconds
+        return Cost(seconds, {"sensitivity": seconds}, now.forward_samples - before.forward_samples, 0)
+
+
+def _spent(found: Sensitivity) -> Cost:
+    return Cost(found.seconds, {}, found.forward_samples, 0)
 
 
 @dataclass
@@ -120,7 +146,7 @@ class Pricer:
     asked: Asked
     table: PriceTable | None = None
     cost: Cost | None = None
-    """None where nothing was asked."""
+    """None where nothing was asked, or an earlier stage has paid."""
 
     def __call__(self) -> PriceTable:
         if self.asked.start is None:
@@ -128,7 +154,11 @@ class Pricer:
         if self.table is None:
             self.asked.record.begin()
             recipe = self.asked.start.outcome.recipe
-            self.table, self.cost = prices(self.asked.task, recipe, self.asked.monitor, self.asked.sizes)
+            asked = self.asked
+            (self.table, cost), new = asked.once(
+                "prices", recipe, lambda: prices(asked.task, recipe, asked.monitor, asked.sizes)
+            )
+            self.cost = cost if new else None
         return self.table
 
     def tell(self, recipe: Recipe) -> None:

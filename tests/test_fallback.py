@@ -28,6 +28,8 @@ TARGET = Target(max_drop=0.02)
 class Made:
     """A network whose every layer loses so many of 1000 samples; those of different layers are different."""
 
+    coupled = ()
+
     def __init__(self, lost, graph=True, value=None, failing=(), target=TARGET, winners=()):
         self.lost, self.graph, self.value, self.failing = lost, graph, value, failing
         self.target, self.won = target, winners
@@ -80,7 +82,10 @@ class Mixtures:
     def __init__(self, made):
         self.made = made
 
-    def order(self, costs):
+    def coupled(self):
+        return self.made.coupled
+
+    def order(self, costs, together):
         return tuple(sorted(costs, key=lambda layer: -self.made.lost[layer] / costs[layer]))
 
     def harm(self, off):
@@ -222,6 +227,44 @@ def test_the_answer_so_far_is_always_one_that_was_tried():
     tried = [{o.layer for o in recipe.overrides} for recipe in made.proposed]
     assert all(frozenset(one) in {*made.probed, frozenset()} for one in tried)
     assert frozenset(tried[-1]) == frozenset({"l0", "l1", "l2", "l3", "l4"})
+
+
+def test_layers_that_share_a_scale_go_to_float_together():
+    made = Made(layers(30, 0, 0, 30, 0, 0))
+    made.coupled = [frozenset({"l1", "l3", "cat"})]
+    recipe = fallback(START, made.evidence())
+    assert [o.layer or f"call {o.call}" for o in recipe.overrides] == ["l0", "l1", "l3", "call cat"]
+
+
+class Branches(nn.Module):
+    """Two layers of ranges far apart are concatenated: the small one is lost in the scale that they share."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.large, self.small = nn.Linear(36, 8), nn.Linear(36, CLASSES, bias=False)
+        self.head = nn.Linear(8 + CLASSES, CLASSES, bias=False)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            self.large.weight.copy_(torch.randn(8, 36) * 1e3)
+            patterns = torch.randn(CLASSES, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+            self.small.weight.copy_(patterns.flatten(1))
+            self.head.weight.zero_()
+            self.head.weight[:, 8:] = torch.eye(CLASSES)
+
+    def forward(self, x):
+        x = self.flatten(x)
+        return self.head(torch.cat([self.large(x), self.small(x)], 1))
+
+
+def test_a_concatenation_whose_inputs_differ_in_range_is_mended():
+    task = type("Concatenated", (Tiny,), {"model": lambda self: Branches().eval()})()
+    memory = run(["float", "ptq", "fallback"], task, target={"max_drop": 0.05})
+    before, after = memory.results[1:]
+    assert before.judged.meets_target is False
+    assert after.judged.meets_target
+    assert {"large", "small"} <= set(after.outcome.float_layers)
+    assert [o.call for o in after.outcome.recipe.overrides if o.call] == ["cat"]
 
 
 # On a real network ------------------------------------------------------------------------------------------

@@ -82,6 +82,25 @@ class Switchboard:
         step = self.kernels[site.actual]
         return tree_map(_plain, step.rerun(as_fed(fed, step.inputs)))
 
+    def coupled(self) -> list[frozenset[str]]:
+        """Layers that must share a scale, as inputs of a concatenation, with the function they go to."""
+        found: list[frozenset[str]] = []
+        for node, site in self.starts.items():
+            if _shares_scales(self.kernels[site.actual]):
+                group = {_switch(site)} | {_switch(one) for one in self._producers(node)}
+                apart = [one for one in found if not one & group]
+                merged = group.union(*(one for one in found if one & group))
+                found = [*apart, frozenset(merged)]
+        return found
+
+    def _producers(self, node: Node) -> set[Site]:
+        """The layers whose outputs a node takes, past what only moves values."""
+        ends = {span[0]: site for site, span in self.spans.items()}
+        found = set[Site]()
+        for one in node.all_input_nodes:
+            found |= {ends[one]} if one in ends else self._producers(one)
+        return found
+
     def _computed(self, off: frozenset[str], values: Values, nodes: Iterable[Node]) -> Trace:
         on = {site for name, group in self.switches.items() if name not in off for site in group}
         done = set[Node]()
@@ -125,9 +144,17 @@ def _switches(sites: Iterable[Site]) -> dict[str, tuple[Site, ...]]:
     """Layers with weights with all their calls, and single calls of functions."""
     found: dict[str, tuple[Site, ...]] = {}
     for site in sites:
-        name = site.layer.partition("#")[0] if site.params else site.layer
-        found[name] = (*found.get(name, ()), site)
+        found[_switch(site)] = (*found.get(_switch(site), ()), site)
     return found
+
+
+def _switch(site: Site) -> str:
+    return site.layer.partition("#")[0] if site.params else site.layer
+
+
+def _shares_scales(kernel: Step) -> bool:
+    scales = [(one.q_scale(), one.q_zero_point()) for one in kernel.inputs if one.is_quantized]
+    return len(scales) > 1 and len(set(scales)) == 1 and len({id(one) for one in kernel.inputs}) > 1
 
 
 def _span(start: Node, end: Node) -> tuple[Node, ...]:

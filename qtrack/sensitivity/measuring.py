@@ -50,6 +50,7 @@ class Sensitivity:
         self.monitor = monitor
         began = time.perf_counter()
         self.parts: Parts = quantize(task, self.recipe, Titled("layers", monitor), sizes=sizes)
+        self.board = self._board()
         self._forward = float(self.parts.forward_samples)
         self.seconds = time.perf_counter() - began
 
@@ -58,8 +59,7 @@ class Sensitivity:
         """Samples that went through a network; of a part of it, as large a part."""
         return round(self._forward)
 
-    @cached_property
-    def board(self) -> Switchboard:
+    def _board(self) -> Switchboard:
         example = self.task.inputs(next(iter(self._calibration())))
         try:
             with using_engine(self.recipe.engine):
@@ -164,15 +164,31 @@ class Sensitivity:
 
     # Mixtures -----------------------------------------------------------------------------------------------
 
-    def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+    def coupled(self) -> list[frozenset[str]]:
+        """Layers, and calls of functions, that share a scale: in float they help together alone."""
+        return self.board.coupled()
+
+    def order(
+        self, costs: Mapping[str, float], together: Mapping[str, frozenset[str]] | None = None
+    ) -> tuple[str, ...]:
         """Layers by how much they are needed in float for their cost, most first.
 
         Found backwards: all are in float, and the one goes back to integers next that does the least harm
         for what it saves, given all that went before. Layers that only help together are thus kept together.
+        ``together`` says what is switched with a layer, itself among it.
         """
-        layers = {layer: costs[layer] for layer in self.layers if layer in costs}
-        with self._working(), self.monitor.phase("order layers", len(layers)) as advance:
-            return eliminated(layers, self._harm, self._settle, advance)
+        groups = {layer: (together or {}).get(layer, frozenset({layer})) for layer in costs}
+
+        def switched(off: frozenset[str]) -> frozenset[str]:
+            return frozenset[str]().union(*(groups[layer] for layer in off))
+
+        with self._working(), self.monitor.phase("order layers", len(costs)) as advance:
+            return eliminated(
+                costs,
+                lambda off: self._harm(switched(off)),
+                lambda off: self._settle(switched(off)),
+                advance,
+            )
 
     def harm(self, off: Collection[str]) -> float:
         """Of a mixture with these layers in float, on calibration samples: what the loss rises by.

@@ -28,8 +28,16 @@ class Target(Frozen):
 class Mixtures(Protocol):
     """A converted model whose layers can be switched back to float without converting another."""
 
-    def order(self, costs: Mapping[str, float]) -> tuple[str, ...]:
-        """These layers by how much they are needed in float for what each costs there, most first."""
+    def coupled(self) -> Sequence[frozenset[str]]:
+        """Layers, and calls of functions, that must share a scale."""
+
+    def order(
+        self, costs: Mapping[str, float], together: Mapping[str, frozenset[str]] | None = None
+    ) -> tuple[str, ...]:
+        """These layers by how much they are needed in float for what each costs there, most first.
+
+        ``together`` says what is switched with a layer, itself among it.
+        """
 
     def gains(self) -> Mapping[str, float]:
         """By what factor the noise over signal of each layer's own output comes out of the network."""

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from qtrack.errors import RecipeError
 from qtrack.outcome import LayerRow
-from qtrack.recipe import Float, Recipe
+from qtrack.recipe import Float, Override, Recipe
 from qtrack.search.fewest import Cheapest, Set, most_evaluations, stricter
 from qtrack.search.rejection import may_meet
 from qtrack.stages.evidence import Evidence, Judged, Mixtures, ProbeFailed
@@ -80,18 +80,17 @@ class _Search:
         self.evidence = evidence
         self.start = evidence.starting_point()
         self.floating = evidence.floating().outcome.validation.scores
-        costs = _costs(rows, cost, evidence)
-        self.names = list(costs)
-        own = [row.layer.partition("#")[0] for row in self.start.outcome.by_own_share()]
-        self.own = [name for name in dict.fromkeys(own) if name in costs]
-        self.limit = min(max_layers or len(self.names), len(self.names))
         self.mixtures: Mixtures | None = evidence.mixtures()
+        single = _costs(rows, cost, evidence)
+        self.layers = list(single)
+        self.together = _together(self.mixtures.coupled() if self.mixtures else (), self.layers)
+        self.leader = {name: first for first, group in self.together.items() for name in group}
+        costs = {first: sum(single.get(one, 0.0) for one in group) for first, group in self.together.items()}
+        self.limit = min(max_layers or len(costs), len(costs))
         self.tried: dict[Set, Judged] = {frozenset(): self.start}
         self.evaluations = 0
         self.allowed = most_evaluations(self.limit)
-        self.cheapest = Cheapest(
-            _costs(rows, cost, evidence), self._meets, lambda: self.evaluations >= self.allowed
-        )
+        self.cheapest = Cheapest(costs, self._meets, lambda: self.evaluations >= self.allowed)
 
     def run(self) -> Recipe:
         self.evidence.plan(self.allowed)
@@ -108,12 +107,18 @@ class _Search:
     def order(self) -> Sequence[str]:
         """Layers, those first that are needed most in float for what they cost."""
         if self.mixtures is not None:
-            return self.mixtures.order(self.cheapest.costs)
-        costs = self.cheapest.costs
-        worst: dict[str, float] = {}
+            return self.mixtures.order(self.cheapest.costs, self.together)
+        costs, worst = self.cheapest.costs, dict[str, float]()
         for row in self.start.outcome.by_own_share():
             worst.setdefault(row.layer.partition("#")[0], 10 ** (-(row.own_sqnr_db or 0.0) / 10))
-        return sorted(self.own, key=lambda layer: -worst[layer] / max(costs[layer], 1e-12))
+        return sorted(self.own, key=lambda layer: -worst.get(layer, 0.0) / max(costs[layer], 1e-12))
+
+    @cached_property
+    def own(self) -> list[str]:
+        """Layers by their own share of the error in the layer table, the worst first."""
+        rows = self.start.outcome.by_own_share()
+        leaders = (self.leader.get(row.layer.partition("#")[0]) for row in rows)
+        return [name for name in dict.fromkeys(leaders) if name]
 
     def _remembered(self) -> bool:
         """Does what an earlier run ended with meet the target here as well?"""
@@ -127,14 +132,15 @@ class _Search:
 
     def _float_layers(self, recipe: Recipe) -> Set:
         named = {o.layer for o in recipe.overrides if o.layer and isinstance(o.scheme, Float)}
-        return frozenset(named.intersection(self.names))
+        return frozenset(self.leader[name] for name in named.intersection(self.leader))
 
     def _smaller(self, layers: Set) -> Sequence[Set]:
         """Cheaper sets, the most promising first: one layer less, or as many of the first of a ranking."""
         found = [layers - {layer} for layer in reversed(self.order) if layer in layers]
         found += [one for ranking in (self.order, self.own) for one in self._prefix(ranking, layers)]
         found = [one for one in dict.fromkeys(found) if one and one not in self.tried]
-        return sorted(found, key=self.mixtures.harm) if self.mixtures is not None else found
+        mixtures = self.mixtures
+        return sorted(found, key=lambda one: mixtures.harm(self._off(one))) if mixtures else found
 
     def _prefix(self, ranking: Sequence[str], layers: Set) -> Sequence[Set]:
         """The longest beginning of a ranking that is cheaper than these layers, if there is one."""
@@ -166,8 +172,8 @@ class _Search:
         if mixtures is None:
             return True
         tried = [judged.outcome.validation.scores for judged in self.tried.values()]
-        max_drop = self.evidence.target.max_drop
-        return may_meet(lambda at: mixtures.scores(layers, at), self.floating, tried, max_drop, confidence)
+        max_drop, off = self.evidence.target.max_drop, self._off(layers)
+        return may_meet(lambda at: mixtures.scores(off, at), self.floating, tried, max_drop, confidence)
 
     def _best(self) -> Set:
         """The cheapest that meets the target; else that with the best metric."""
@@ -176,7 +182,24 @@ class _Search:
         return max(self.tried, key=lambda layers: _number(self.tried[layers].outcome.value))
 
     def _recipe(self, layers: Set) -> Recipe:
-        return self.recipe.keeping_float(*(name for name in self.names if name in layers))
+        off = self._off(layers)
+        kept = self.recipe.keeping_float(*(name for name in self.layers if name in off))
+        calls = [Override(call=name, scheme=Float()) for name in sorted(off.difference(self.layers))]
+        return kept.having(overrides=(*kept.overrides, *calls))
+
+    def _off(self, layers: Set) -> Set:
+        """All that goes to float with these."""
+        return frozenset[str]().union(*(self.together[layer] for layer in layers))
+
+
+def _together(coupled: Sequence[Set], layers: Sequence[str]) -> dict[str, Set]:
+    """What is switched with each layer that stands for others: all that share its scale, itself among it."""
+    found: dict[str, Set] = {}
+    for layer in layers:
+        group = next((one for one in coupled if layer in one), frozenset({layer}))
+        if group not in found.values():
+            found[layer] = group
+    return found
 
 
 def _costs(rows: Sequence[LayerRow], cost: str, evidence: Evidence) -> dict[str, float]:

@@ -50,6 +50,14 @@ def target_met(drop: Drop, max_drop: float) -> bool | None:
     return None
 
 
+def stricter(confidence: float, looks: int) -> float:
+    """Of each interval where one among so many is to be chosen by them: the error allowed is shared out.
+
+    (Bonferroni; many looks at the same samples make one of them look good by luck.)
+    """
+    return 1 - (1 - confidence) / looks
+
+
 def unpaired_drop(baseline: Scores, scores: Scores, confidence: float = 0.95) -> Drop:
     """The same where the two are scores of different samples, so that each side has its own chance.
 

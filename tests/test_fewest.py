@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtrack.search.fewest import LOOKS, Cheapest, most_evaluations, stricter
+from qtrack.search.fewest import LOOKS, Cheapest, most_evaluations
 from qtrack.search.rejection import SUSPECTS, may_meet, suspects
+from qtrack.statistics import stricter
 
 
 def cheapest(costs, meets, most=100):
@@ -60,7 +61,7 @@ def test_the_most_evaluations_are_known(layers, most):
 
 
 def test_looks_share_the_error_that_one_may_make():
-    assert 1 - stricter(0.95) == pytest.approx(0.05 / LOOKS)
+    assert 1 - stricter(0.95, LOOKS) == pytest.approx(0.05 / LOOKS)
 
 
 def test_the_samples_that_lost_most_are_the_suspects():

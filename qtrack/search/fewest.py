@@ -6,8 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Set = frozenset[str]
-LOOKS = 4
-"""Sets that are looked at to give back: as many chances more to be lucky on the samples that decide."""
+ALONG, LOOKS = 2, 4
+"""Chances to be lucky on the samples that decide, which acceptance accounts for.
+
+Looks along a ranking, fixed before, count as two: what one of them loses most others lose as well. Each of
+the sets that are looked at to give back counts for itself (shown in benchmarks/confidence.py).
+"""
 EXTRA = 3
 """Evaluations beyond the logarithm, for giving back; with the execution of what was found they are 4."""
 
@@ -20,7 +24,7 @@ def most_evaluations(layers: int) -> int:
 class Cheapest:
     """Narrows down to a cheap set.
 
-    ``meets`` evaluates one, by ``stricter`` where its second argument says so; ``spent``: no more may be.
+    ``meets`` evaluates one, as one of LOOKS where its second argument says so; ``spent``: no more may be.
     """
 
     def __init__(
@@ -67,13 +71,3 @@ class Cheapest:
     def is_cheaper(self, layers: Set) -> bool:
         """Than what was found?"""
         return self.found is None or self.cost(layers) < self.cost(self.found)
-
-
-def stricter(confidence: float) -> float:
-    """What each of LOOKS further looks must meet, so that all together add half of the error allowed.
-
-    A two-sided interval at the confidence c has (1 - c) / 2 on the side that matters; looks along a ranking
-    that was fixed before have about that together, because what one of them loses the others lose as well
-    (shown in benchmarks/confidence.py). Each look at other sets gets that over LOOKS (Bonferroni).
-    """
-    return 1 - (1 - confidence) / LOOKS

@@ -14,7 +14,7 @@ from qtrack.finding import Diagnosis
 from qtrack.outcome import Outcome
 from qtrack.recipe import Frozen, Recipe
 from qtrack.search.prices import PriceTable
-from qtrack.statistics import Drop, Scores, paired_drop, target_met
+from qtrack.statistics import Drop, Scores, paired_drop, stricter, target_met
 
 
 class Target(Frozen):
@@ -138,6 +138,15 @@ class Evidence:
         """The float model's outcome; there is one where a stage before has been executed."""
         assert self.baseline is not None
         return self.baseline
+
+    def holds(self, judged: Judged, looks: int) -> bool:
+        """Does it surely meet the target even where it is chosen among so many on the same samples?"""
+        if not judged.meets_target or self.baseline is None:
+            return judged.meets_target is True
+        confidence = stricter(self.target.confidence, looks)
+        scores = self.floating().outcome.validation.scores
+        drop = paired_drop(scores, judged.outcome.validation.scores, confidence)
+        return target_met(drop, self.target.max_drop) is True
 
     def starting_point(self) -> Judged:
         """The stage that this one starts from; raises RecipeError where there is none to learn from."""

@@ -24,10 +24,10 @@ from pydantic import Field
 from qtrack.errors import RecipeError
 from qtrack.outcome import LayerRow
 from qtrack.recipe import Float, Override, Recipe
-from qtrack.search.fewest import Cheapest, Set, most_evaluations, stricter
+from qtrack.search.fewest import ALONG, LOOKS, Cheapest, Set, most_evaluations
 from qtrack.search.rejection import may_meet
 from qtrack.stages.evidence import Evidence, Judged, Mixtures, ProbeFailed
-from qtrack.statistics import paired_drop, target_met
+from qtrack.statistics import stricter
 
 log = logging.getLogger("qtrack")
 
@@ -79,7 +79,6 @@ class _Search:
         self.recipe = recipe
         self.evidence = evidence
         self.start = evidence.starting_point()
-        self.floating = evidence.floating().outcome.validation.scores
         self.mixtures: Mixtures | None = evidence.mixtures()
         single = _costs(rows, cost, evidence)
         self.layers = list(single)
@@ -149,9 +148,8 @@ class _Search:
         return list(islice((one for one in cheaper if self.cheapest.cost(one) < bound), 1))
 
     def _meets(self, layers: Set, strictly: bool) -> bool:
-        target = self.evidence.target
-        confidence = stricter(target.confidence) if strictly else target.confidence
-        if layers not in self.tried and not self._may_meet(layers, confidence):
+        looks = LOOKS if strictly else ALONG
+        if layers not in self.tried and not self._may_meet(layers, looks):
             return False
         if layers not in self.tried:
             self.evaluations += 1
@@ -159,21 +157,19 @@ class _Search:
                 self.tried[layers] = self.evidence.probe(self._recipe(layers))
             except ProbeFailed:
                 return False
-        met = self._holds(self.tried[layers], confidence)
+        met = self.evidence.holds(self.tried[layers], looks)
         self.evidence.propose(self._recipe(layers if met else self._best()))
         return met
 
-    def _holds(self, judged: Judged, confidence: float) -> bool:
-        drop = paired_drop(self.floating, judged.outcome.validation.scores, confidence)
-        return target_met(drop, self.evidence.target.max_drop) is True
-
-    def _may_meet(self, layers: Set, confidence: float) -> bool:
+    def _may_meet(self, layers: Set, looks: int) -> bool:
         mixtures = self.mixtures
         if mixtures is None:
             return True
         tried = [judged.outcome.validation.scores for judged in self.tried.values()]
-        max_drop, off = self.evidence.target.max_drop, self._off(layers)
-        return may_meet(lambda at: mixtures.scores(off, at), self.floating, tried, max_drop, confidence)
+        target, off = self.evidence.target, self._off(layers)
+        confidence = stricter(target.confidence, looks)
+        floating = self.evidence.floating().outcome.validation.scores
+        return may_meet(lambda at: mixtures.scores(off, at), floating, tried, target.max_drop, confidence)
 
     def _best(self) -> Set:
         """The cheapest that meets the target; else that with the best metric."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from qtrack.errors import RecipeError
 from qtrack.recipe import Recipe, Static
 from qtrack.search.assignment import Cost, front, least_noise, spent
+from qtrack.search.fewest import ALONG
 from qtrack.search.prices import Choice, PriceTable
 from qtrack.stages.evidence import Evidence, Judged, ProbeFailed
 
@@ -86,10 +87,10 @@ def _cheapest(
     while low <= high:
         middle = (low + high) // 2
         found = _tried(evidence, table.recipe(recipe, candidates[middle]))
-        if found is not None and _is_better(found, best):
+        met = found is not None and evidence.holds(found, ALONG)
+        if found is not None and (met or _is_better(found, best)):
             best = found
             evidence.propose(best.outcome.recipe)
-        met = found is not None and found.meets_target
         low, high = (low, middle - 1) if met else (middle + 1, high)
     return best.outcome.recipe
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qtrack.history import Line
     from qtrack.ledger import Ledger, Strategy
     from qtrack.ledger.registry import Promotion
+    from qtrack.ranking import Ranking
     from qtrack.recipe import Recipe
     from qtrack.reproduction import Made, Reproduction, Unproven
     from qtrack.statistics import Scores
@@ -328,6 +329,35 @@ def diagnosed(case: Case, ledger: Ledger | None, max_drop: float | None, monitor
 
 def _nothing_worked(cause: str) -> Mapping[str, Worked]:
     return {}
+
+
+def sensitivity(
+    subject: Path | str,
+    task: Task | str | None = None,
+    *,
+    exact: bool = False,
+    tracking_uri: str | None = None,
+    monitor: Monitor = SILENT,
+) -> Ranking:
+    """Which layers a quantized model's error comes from, on its calibration samples; recorded nowhere.
+
+    Of a run or a pipeline file, as ``diagnose`` takes them. One sweep over the samples ranks all layers;
+    ``exact`` switches each of them by itself as well. Raises what ``diagnose`` raises, BackendError where the
+    backend gives no graph whose layers can be switched, and InputError where no layer is quantized.
+    """
+    from qtrack.data import inspect_splits
+    from qtrack.engine import check_forward, torch_threads
+    from qtrack.sensitivity import Sensitivity
+
+    case = case_of(subject, task, tracking_uri)[1]
+    with torch_threads(case.threads):
+        sizes = {name: split.samples for name, split in inspect_splits(case.task, monitor).items()}
+        check_forward(case.task)
+        found = Sensitivity(case.task, case.recipe, monitor, sizes=sizes)
+        if not found.board.layers:
+            raise InputError(f"{case.subject}: no layer runs on integers, so there is none to rank")
+        ranking = found.ranking()
+        return found.exact(ranking) if exact else ranking
 
 
 def audit(task: Task | str, *, monitor: Monitor = SILENT) -> tuple[Finding, ...]:

@@ -162,6 +162,7 @@ class _Campaign:
                 spared=prober.spared,
                 propose=prober.propose,
                 mixtures=sensor,
+                winners=self.memory.winners,
                 diagnose=diagnoser,
                 rungs=pricer,
                 table=record.table,

@@ -39,7 +39,7 @@ def recorded_case(ledger: Ledger, run: str, task: Task, given: Task | str | None
     """A run, as it was executed, on its task wherever that was given; raises InputError on a float model."""
     recorded, pipeline = ledger.recorded(run), ledger.pipeline(run)
     if not recorded.recipe.quantizes:
-        raise InputError(f"the run {run!r} quantizes nothing: there is nothing to diagnose")
+        raise InputError(f"the run {run!r} quantizes nothing: name one that does")
     return Case(
         run,
         recorded.stage,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
 
 Measure = Literal["own", "output", "loss", "alone", "back"]
 ONE_SWEEP: tuple[Measure, ...] = ("own", "output", "loss")
@@ -33,6 +34,14 @@ class Share:
     """What of that noise goes away when this layer alone goes back to float and all others stay."""
 
 
+class Correlation(NamedTuple):
+    """How alike two measures rank the layers, from -1 to 1; None where too few layers have both."""
+
+    first: Measure
+    second: Measure
+    value: float | None
+
+
 @dataclass(frozen=True)
 class Ranking:
     """All quantized layers, in execution order."""
@@ -42,6 +51,13 @@ class Ranking:
     forward_samples: int
     """Samples that went through a network for it, float and quantized counted apart."""
     seconds: float
+    exact_forward_samples: int = 0
+    """Of these, what the exact measures took."""
+    exact_seconds: float = 0.0
+
+    def worst_first(self) -> tuple[Share, ...]:
+        """By the noise at the network's output; those without it follow, by their own."""
+        return tuple(sorted(self.shares, key=_worst))
 
     def by(self, measure: Measure) -> tuple[str, ...]:
         """Layers, the worst first; those without this measure are left out."""
@@ -77,8 +93,32 @@ class Ranking:
         shares = tuple(
             replace(one, alone=alone.get(one.layer), back=back.get(one.layer)) for one in self.shares
         )
-        return Ranking(shares, self.samples, self.forward_samples + forward_samples, self.seconds + seconds)
+        return Ranking(
+            shares,
+            self.samples,
+            self.forward_samples + forward_samples,
+            self.seconds + seconds,
+            self.exact_forward_samples + forward_samples,
+            self.exact_seconds + seconds,
+        )
+
+    def correlations(self) -> tuple[Correlation, ...]:
+        """Of every two measures that were taken."""
+        pairs = combinations(self.measures(), 2)
+        return tuple(Correlation(first, second, self.correlation(first, second)) for first, second in pairs)
 
     def rows(self) -> list[dict[str, Any]]:
         """For a table."""
         return [asdict(share) for share in self.shares]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON: the layers worst first."""
+        return {
+            **asdict(self),
+            "shares": [asdict(share) for share in self.worst_first()],
+            "correlations": [correlation._asdict() for correlation in self.correlations()],
+        }
+
+
+def _worst(share: Share) -> tuple[bool, float, float]:
+    return share.output is None, -(share.output or 0.0), -share.own

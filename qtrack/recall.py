@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,10 @@ class Memory:
 
     def _known(self, **what: str) -> Known | None:
         return None if self.fresh else self.recorder.known(self.plan.task, **what)
+
+    def winners(self) -> Sequence[Recipe]:
+        """What earlier searches ended with that met their target, for this task or architecture."""
+        return () if self.fresh else self.recorder.winners(self.plan.task)
 
     def probe(self, recipe: Recipe) -> Outcome | None:
         """What the recipe came to when an earlier search tried it."""

@@ -164,5 +164,8 @@ class Recorder(Protocol):
     def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
         """The finished stage that was asked the same, or came from the same ingredients, if there is one."""
 
+    def winners(self, task: Task) -> Sequence[Recipe]:
+        """What earlier searches ended with that met their target, of the task or its architecture."""
+
     def worked(self) -> Callable[[str], Mapping[str, Worked]]:
         """Says of a cause how often each stage, by its function, has worked in earlier campaigns."""

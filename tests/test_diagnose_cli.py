@@ -116,7 +116,7 @@ def test_a_read_only_store_still_has_its_diagnosis_printed(folder, asked, tmp_pa
     [
         (["nothing"], "no run 'nothing'; there are float "),
         (["gone.yaml"], "no run 'gone.yaml'; there are float "),
-        (["float"], "the run 'float' quantizes nothing: there is nothing to diagnose"),
+        (["float"], "the run 'float' quantizes nothing: name one that does"),
         (["ptq", "--task", "gone.py:Mine"], "gone.py: no such file"),
         ([], "Missing argument 'RUN|PIPELINE'"),
     ],

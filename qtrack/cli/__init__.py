@@ -28,6 +28,7 @@ COMMANDS = {
     "history": "Show a strategy's metric over time, and what changed where it moved.",
     "report": "Write all that a campaign came to as one page.",
     "layers": "Show the layers of a run, worst first; of two runs, what moved.",
+    "sensitivity": "Rank the layers of a quantized model by what they do to its output.",
     "prices": "Show what each layer of a run costs at each precision.",
     "diff": "Say what differs between two runs, and which of it moved the metric.",
     "diagnose": "Say which kind of error a quantized model has, and what to try next.",

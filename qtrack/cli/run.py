@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qtrack.finding import Worked
     from qtrack.ledger import Ledger, Strategy
     from qtrack.pipeline import Plan
+    from qtrack.recipe import Recipe
     from qtrack.records import CampaignRecord, Known, Setting, StageResult
     from qtrack.task import Task
 
@@ -123,6 +124,9 @@ class _Noted:
 
     def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:
         return self.ledger.known(task, question=question, execution=execution)
+
+    def winners(self, task: Task) -> Sequence[Recipe]:
+        return self.ledger.winners(task)
 
     def worked(self) -> Callable[[str], Mapping[str, Worked]]:
         return self.ledger.worked()

@@ -20,6 +20,14 @@ def digest_of(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def architecture_of(state: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types and shapes alone: equal for two trainings of one network."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors_in(state):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+    return digest.hexdigest()
+
+
 def tensor_digests(state: Mapping[str, Any]) -> dict[str, str]:
     """A short digest of each tensor, in the order of the ``state_dict``, to tell which of them differ."""
     return {

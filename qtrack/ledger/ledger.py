@@ -28,6 +28,7 @@ from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.tags import tags_of
 from qtrack.ledger.timeline import timeline
 from qtrack.ledger.views import share
+from qtrack.ledger.winners import MOST_WINNERS, winning_runs
 from qtrack.ledger.worked import tried_remedies
 from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
@@ -144,6 +145,38 @@ class Ledger:
             log.warning("%s", error)
             return None
 
+    def winners(self, task: Task) -> list[Recipe]:
+        """What searches ended with that met their target, of the task or another of the same architecture.
+
+        Those of the task's own experiment first, and of each the latest; a few. One that cannot be read is
+        passed over, with a warning. A store that has just not answered is not asked.
+        """
+        found: list[Recipe] = []
+        for run in self._winning_runs(task):
+            if len(found) == MOST_WINNERS or self._spool.resting:
+                break
+            try:
+                with self._spool.asking():
+                    found.append(self._recipe(run))
+            except StoreError as error:
+                log.warning("%s: no search begins with it", error)
+        return found
+
+    def _winning_runs(self, task: Task) -> list[RunRow]:
+        from qtrack.engine.digests import architecture_of
+
+        if self._spool.resting:
+            return []
+        architecture = architecture_of(task.model().state_dict())
+        try:
+            with self._spool.asking():
+                experiments = self._reader.experiments()
+                own = next((id for id, name in experiments.items() if name == task.name), None)
+                return winning_runs(self._reader, own, experiments, architecture)
+        except StoreError as error:
+            log.warning("what earlier searches came to is not known: %s", error)
+            return []
+
     def sync(self) -> list[Recovered]:
         """Send what earlier processes could not, in order and each value once."""
         return self._spool.recover()
@@ -225,7 +258,9 @@ class Ledger:
 
     def recipe(self, reference: str) -> Recipe:
         """The recipe that a run executed."""
-        run = self._run(reference)
+        return self._recipe(self._run(reference))
+
+    def _recipe(self, run: RunRow) -> Recipe:
         try:
             return recipe_from_yaml(self._artifacts.text(run, File.RECIPE), File.RECIPE)
         except RecipeError as error:

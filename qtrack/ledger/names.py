@@ -34,6 +34,8 @@ class Tag:
     RECIPE_DIGEST = "qtrack.recipe_digest"
     TASK_FINGERPRINT = "qtrack.task_fingerprint"
     """Over the digests of all splits and of the float weights: equal means that figures can be compared."""
+    ARCHITECTURE = "qtrack.architecture"
+    """Over names, types and shapes of the float weights: equal for two trainings of one network"""
     GIT_COMMIT = "qtrack.git_commit"
     GIT_DIRTY = "qtrack.git_dirty"
     BACKEND = "qtrack.backend"

@@ -81,13 +81,17 @@ class CampaignWriter:
     def __init__(
         self, spool: Spool, setting: Setting, figures: Figures | None, report: Report | None, lines: Lines
     ) -> None:
+        from qtrack.engine.digests import architecture_of
+
         self.spool = spool
         self.setting = setting
         self.figures = figures
         self.report = report
         self.lines = lines
         self.id = _campaign_id(setting.plan.pipeline.name)
-        self.fingerprint = task_fingerprint(setting)
+        float_weights = setting.plan.task.model().state_dict()
+        self.fingerprint = task_fingerprint(setting, float_weights)
+        self.architecture = architecture_of(float_weights)
         self.stage_of_recipe: dict[str, str] = {}
         self.results: Sequence[StageResult] = ()
         self.runs: dict[str, OpenRun] = {}
@@ -104,6 +108,7 @@ class CampaignWriter:
             Tag.CAMPAIGN: self.id,
             Tag.PIPELINE: pipeline.name,
             Tag.TASK_FINGERPRINT: self.fingerprint,
+            Tag.ARCHITECTURE: self.architecture,
             Tag.METRIC: self.setting.plan.task.metric,
             Tag.MAX_DROP: repr(pipeline.target.max_drop),
             Tag.CONFIDENCE: repr(pipeline.target.confidence),
@@ -287,12 +292,12 @@ class StageWriter:
             log.warning("%s: a figure could not be drawn: %s: %s", result.name, type(error).__name__, error)
 
 
-def task_fingerprint(setting: Setting) -> str:
+def task_fingerprint(setting: Setting, float_weights: Mapping[str, Any]) -> str:
     """Digest over the splits and the float weights: equal means that figures can be compared."""
     from qtrack.engine.digests import digest_of
 
     parts = [f"{name}:{split.digest}" for name, split in sorted(setting.splits.items())]
-    parts.append(f"float_weights:{digest_of(setting.plan.task.model().state_dict())}")
+    parts.append(f"float_weights:{digest_of(float_weights)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -65,7 +65,7 @@ class Sensitivity:
             with using_engine(self.recipe.engine):
                 return Switchboard(self.parts.quantized.pair, example)
         except TypeError as cause:
-            raise BackendError(f"backend {self.recipe.backend!r}: {cause}") from cause
+            raise BackendError(f"backend {self.recipe.backend!r}: {cause}: take fx or pt2e") from cause
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -123,9 +123,12 @@ def _kernels(actual: Program, example: Inputs, sites: Iterable[Site]) -> Mapping
 
 def _switches(sites: Iterable[Site]) -> dict[str, tuple[Site, ...]]:
     """Layers with weights with all their calls, and single calls of functions."""
+    sites = list(sites)
+    weighted = {site.layer for site in sites if site.params}
     found: dict[str, tuple[Site, ...]] = {}
     for site in sites:
-        name = site.layer.partition("#")[0] if site.params else site.layer
+        called = site.layer.partition("#")[0]
+        name = called if called in weighted else site.layer
         found[name] = (*found.get(name, ()), site)
     return found
 

@@ -356,7 +356,7 @@ def sensitivity(
         found = Sensitivity(case.task, case.recipe, monitor, sizes=sizes)
         if not found.board.layers:
             raise InputError(f"{case.subject}: no layer runs on integers, so there is none to rank")
-        ranking = found.ranking()
+        ranking = found.ranking
         return found.exact(ranking) if exact else ranking
 
 

@@ -209,6 +209,28 @@ def test_layers_inside_of_attention_have_their_own_names_and_overrides():
     assert kept.float_layers == ("attention.out_proj",)
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.head = nn.Linear(36, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(torch.relu(self.conv(x))).flatten(1))
+
+
+def test_a_layer_that_is_called_twice_has_its_weights_scale_once():
+    class Task(Tiny):
+        def model(self):
+            torch.manual_seed(0)
+            return Twice()
+
+    result = execute(Task(), STATIC)
+    assert dtypes(result) == dict.fromkeys(("conv", "conv#2", "head"), "int8")
+    assert {"conv.weight.scale", "head.weight.scale"} <= result.qparams.keys()
+    assert "conv#2.weight.scale" not in result.qparams
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x.flatten(1) if x.mean() > 0 else x.flatten(1)[:, :4]

@@ -184,9 +184,12 @@ def _qparams(program: GraphModule, layers: list[Layer]) -> dict[str, Any]:
         for name, value in program.named_buffers()
         if "scale" in name or "zero_point" in name
     }
+    weights: dict[str, Any] = {}
+    held = set[str]()
     for layer in layers:
         if layer.weight is None or layer.weight.op == "get_attr":
             continue
         for key, argument in zip(("scale", "zero_point"), layer.weight.args[1:3], strict=True):
-            found[f"{layer.name}.weight.{key}"] = found.pop(str(argument.target))  # type: ignore[union-attr]
-    return found
+            held.add(name := str(argument.target))  # type: ignore[union-attr]
+            weights[f"{layer.name.partition('#')[0]}.weight.{key}"] = found[name]
+    return {name: value for name, value in found.items() if name not in held} | weights

@@ -42,6 +42,7 @@ class _Own:
 
     places: list[Tensor]
     errors: list[Tensor]
+    """By sample, as ``_rows`` lays them out."""
     signal: float
 
 
@@ -76,16 +77,18 @@ def _run(board: Switchboard, inputs: Inputs) -> tuple[dict[Site, _Own], Any]:
 
 
 def _opened(value: Any, board: Switchboard, site: Site, fed: tuple[Tensor, ...]) -> tuple[_Own, Any]:
-    """The value with a zero added to each of its tensors, which gathers the gradient."""
+    """The value with each of its tensors in the graph of gradients, whether parameters are or not."""
     leaves, spec = tree_flatten(value)
+    floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+    places = [leaves[i] if leaves[i].requires_grad else leaves[i].detach().requires_grad_() for i in floats]
     with torch.no_grad():
         kernel = tree_flatten(board.kernel(site, fed))[0]
-        floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-        errors = [kernel[i] - leaves[i].detach() for i in floats]
-        signal = sum(float(leaves[i].detach().double().pow(2).sum()) for i in floats)
-    places = [torch.zeros_like(leaves[i], requires_grad=True) for i in floats]
+        rows = [_rows(place, place) for place in places]
+        given = [_rows(kernel[i], place) for i, place in zip(floats, places, strict=True)]
+        errors = [one - other for one, other in zip(given, rows, strict=True)]
+        signal = sum(map(_energy, rows))
     for i, place in zip(floats, places, strict=True):
-        leaves[i] = leaves[i] + place
+        leaves[i] = place
     return _Own(places, errors, signal), tree_unflatten(leaves, spec)
 
 
@@ -104,7 +107,7 @@ def _gradients(objective: Objective, output: Any, places: list[Tensor]) -> dict[
 
 
 def _effect(calls: Sequence[_Own], gradients: Sequence[dict[int, Tensor]]) -> Effect:
-    noise = sum(float(error.double().pow(2).sum()) for one in calls for error in one.errors)
+    noise = sum(_energy(error) for one in calls for error in one.errors)
     moved = tuple(sum(_moved(one, found) for one in calls) for found in gradients)
     return Effect(noise, sum(one.signal for one in calls), moved)
 
@@ -114,5 +117,17 @@ def _moved(own: _Own, gradients: dict[int, Tensor]) -> float:
     total = 0.0
     for place, error in zip(own.places, own.errors, strict=True):
         if id(place) in gradients:
-            total += float((gradients[id(place)] * error).flatten(1).double().sum(1).pow(2).sum())
+            gradient = _rows(gradients[id(place)], place)
+            total += float(torch.linalg.vecdot(gradient, error).double().pow(2).sum())
     return total
+
+
+def _energy(rows: Tensor) -> float:
+    return float(torch.linalg.vector_norm(rows, dim=1).double().pow(2).sum())
+
+
+def _rows(tensor: Tensor, like: Tensor) -> Tensor:
+    """One row for each sample, in the order in which the other tensor lies in memory."""
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)

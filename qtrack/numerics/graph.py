@@ -130,7 +130,7 @@ def _overwrites(module: GraphModule, node: Node) -> bool:
     """Does it write into what it is given?"""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    name = str(getattr(node.target, "__name__", node.target))
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]  # of add_.Tensor: add_
     in_place = re.fullmatch(r"i(add|sub|mul|truediv)|[a-z]\w*[a-z0-9]_", name) is not None
     return in_place or node.kwargs.get("inplace") is True
 

@@ -8,7 +8,7 @@ mixture. From one mixture to another only what depends on a switched layer is co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,10 @@ class Switchboard:
         self.program = pair.reference
         sites = [site for site in pair.sites if site.quantized]
         self.kernels = _kernels(pair.actual, example, sites)
-        self.switches = _switches(sites)
+        self.switch_of = _switches(sites)
+        self.switches: dict[str, tuple[Site, ...]] = {}
+        for site, name in self.switch_of.items():
+            self.switches[name] = (*self.switches.get(name, ()), site)
         by_name = {node.name: node for node in self.program.nodes}
         self.starts = {by_name[site.start]: site for site in sites}
         self.spans = {site: _span(by_name[site.start], by_name[site.end]) for site in sites}
@@ -87,7 +90,7 @@ class Switchboard:
         found: list[frozenset[str]] = []
         for node, site in self.starts.items():
             if _shares_scales(self.kernels[site.actual]):
-                group = {_switch(site)} | {_switch(one) for one in self._producers(node)}
+                group = {self.switch_of[one] for one in (site, *self._producers(node))}
                 apart = [one for one in found if not one & group]
                 merged = group.union(*(one for one in found if one & group))
                 found = [*apart, frozenset(merged)]
@@ -140,16 +143,11 @@ def _kernels(actual: Program, example: Inputs, sites: Iterable[Site]) -> Mapping
         return {step.node: step for step in actual.run(example, wanted) if step.node in wanted}
 
 
-def _switches(sites: Iterable[Site]) -> dict[str, tuple[Site, ...]]:
-    """Layers with weights with all their calls, and single calls of functions."""
-    found: dict[str, tuple[Site, ...]] = {}
-    for site in sites:
-        found[_switch(site)] = (*found.get(_switch(site), ()), site)
-    return found
-
-
-def _switch(site: Site) -> str:
-    return site.layer.partition("#")[0] if site.params else site.layer
+def _switches(sites: Sequence[Site]) -> dict[Site, str]:
+    """The switch of each site: one for a layer with weights and all its calls, one for each call of others."""
+    weighted = {site.layer for site in sites if site.params}
+    called = {site: site.layer.partition("#")[0] for site in sites}
+    return {site: name if name in weighted else site.layer for site, name in called.items()}
 
 
 def _shares_scales(kernel: Step) -> bool:

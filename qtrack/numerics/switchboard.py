@@ -144,7 +144,7 @@ def _kernels(actual: Program, example: Inputs, sites: Iterable[Site]) -> Mapping
 
 
 def _switches(sites: Sequence[Site]) -> dict[Site, str]:
-    """The switch of each site: one for a layer with weights and all its calls, one for each call of others."""
+    """The switch of each site: one for all calls of a layer with weights, one for each call of others."""
     weighted = {site.layer for site in sites if site.params}
     called = {site: site.layer.partition("#")[0] for site in sites}
     return {site: name if name in weighted else site.layer for site, name in called.items()}

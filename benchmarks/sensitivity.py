@@ -75,7 +75,7 @@ def in_turns(contenders: Sequence[Callable[[], object]], rounds: int) -> list[fl
 def ranked(name: str, recipe: Recipe, rounds: int) -> Row:
     task = TASKS[name]()
     found = Sensitivity(task, recipe)
-    sweep = found.ranking()
+    sweep = found.ranking
     both = sweep if name == UNTRAINED else found.exact(sweep)
     floor, whole, less = in_turns(_sweeps(task, found), rounds)
     measures: tuple[Measure, ...] = ("output", "loss", "own")

@@ -84,7 +84,11 @@ def test_scores_of_samples_are_those_of_the_converted_model():
 
 
 def test_a_layer_order_holds_the_layers_that_have_a_cost():
-    assert set(sensitivity().order({"stem": 1.0, "head": 1.0, "elsewhere": 1.0})) == {"stem", "head"}
+    assert set(sensitivity().order({"stem": 1.0, "head": 1.0})) == {"stem", "head"}
+
+
+def test_what_is_switched_together_stands_under_one_name():
+    assert sensitivity().order({"stem": 1.0}, {"stem": frozenset({"stem", "head"})}) == ("stem",)
 
 
 def test_layers_are_ranked_worst_first():

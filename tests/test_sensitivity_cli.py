@@ -74,11 +74,11 @@ def test_as_data_it_has_layers_worst_first_and_every_correlation():
 def test_a_run_is_ranked_on_as_many_threads_as_it_had(folder, monkeypatch):
     threads = []
 
-    def ranking(self, real=Sensitivity.ranking):
+    def exact(self, ranking, real=Sensitivity.exact):
         threads.append(torch.get_num_threads())
-        return real(self)
+        return real(self, ranking)
 
-    monkeypatch.setattr(Sensitivity, "ranking", ranking)
+    monkeypatch.setattr(Sensitivity, "exact", exact)
     torch.set_num_threads(2)
     done = command("sensitivity", "ptq", "--exact")
     assert done.exit_code == 0, done.output

@@ -3,7 +3,9 @@
 Each layer that is on runs its own integer kernel, fed with what comes to it in the mixture, quantized as its
 input is in the quantized network; each that is off runs as in the fused float network. Calibration ranges do
 not depend on which layers are quantized (observers see float values), so one conversion stands for every
-mixture. From one mixture to another only what depends on a switched layer is computed again.
+mixture; but where calls of one layer differ in range, torch.ao gives them one scale in the quantized network
+and each its own behind a layer in float. From one mixture to another only what depends on a switched layer is
+computed again.
 """
 
 from __future__ import annotations

@@ -54,6 +54,8 @@ class Measured:
 
     def _counted(self, trace: Trace) -> Trace:
         self.forwards += self.samples * trace.computed / self.board.nodes
+        if "_float" not in vars(self) and trace.off.issuperset(self.board.layers):
+            self._float = self._output_of(trace)
         return trace
 
     def output(self, trace: Trace) -> Any:
@@ -92,8 +94,10 @@ class Measured:
 
     @cached_property
     def _float(self) -> Trace:
-        trace = self.board.run(self.inputs, self.board.layers)
-        self._counted(trace)
+        return self._output_of(self._counted(self.board.run(self.inputs, self.board.layers)))
+
+    def _output_of(self, trace: Trace) -> Trace:
+        """The same without what the output does not need, where that is one node's value."""
         return Trace(trace.off, {self._last: trace.values[self._last]} if self._last else trace.values, 0)
 
     @cached_property

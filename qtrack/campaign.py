@@ -162,7 +162,7 @@ class _Campaign:
                 spared=prober.spared,
                 propose=prober.propose,
                 mixtures=sensor,
-                winners=self.memory.winners,
+                winners=self._winners,
                 diagnose=diagnoser,
                 rungs=pricer,
                 table=record.table,
@@ -254,6 +254,11 @@ class _Campaign:
         self.baseline = self.baseline or judged
         self.tried[outcome.recipe.digest] = judged
         return judged
+
+    def _winners(self) -> list[Recipe]:
+        """Of earlier campaigns: what a stage of this one came to is no memory of that kind."""
+        own = {result.outcome.recipe.digest for result in self.results}
+        return [recipe for recipe in self.memory.winners() if recipe.digest not in own]
 
     def _tried(self, recipe: Recipe) -> Judged | None:
         return self.tried.get(recipe.digest)

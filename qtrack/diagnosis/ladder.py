@@ -11,6 +11,7 @@ from qtrack.diagnosis.examination import Examination
 from qtrack.diagnosis.making import best_of, fine, in_float, named, not_checked, remedy
 from qtrack.finding import Figure, Finding, Remedy
 from qtrack.numerics.rungs import Rung, rungs_of
+from qtrack.search.fewest import most_evaluations
 
 CHECK = "precision"
 HALF = 0.5
@@ -61,7 +62,7 @@ def _remedies(examination: Examination, layers: list[str]) -> tuple[Remedy, ...]
         {},
         0.9,
         1.0 + count.bit_length(),
-        f"search for the fewest layers in float, in at most {count.bit_length()} evaluations; expected",
+        f"search for the fewest layers in float, in at most {most_evaluations(count)} evaluations; expected",
     )
     return best_of(direct if kept else None, search)
 

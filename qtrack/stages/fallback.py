@@ -210,7 +210,8 @@ def _costs(rows: Sequence[LayerRow], cost: str, evidence: Evidence) -> dict[str,
             if name in table.by_name
         }
     if cost == "size":
-        return {name: row.params * (FLOAT_BYTES - STORED_BYTES.get(row.dtype, 1)) for name, row in by_name.items()}
+        spared = {name: FLOAT_BYTES - STORED_BYTES.get(row.dtype, 1) for name, row in by_name.items()}
+        return {name: float(row.params * spared[name]) for name, row in by_name.items()}
     return dict.fromkeys(by_name, 1.0)
 
 

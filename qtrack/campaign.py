@@ -141,16 +141,7 @@ class _Campaign:
             asked = Asked(self.plan.task, previous, self.sizes, monitor, record, self.measured)
             diagnoser = Diagnoser(lambda: self.diagnose(start, monitor), record)
             sensor, pricer = Sensor(spec.name, asked), Pricer(asked)
-            prober = Prober(
-                spec.name,
-                previous,
-                self.probe,
-                self._tried,
-                self.purse,
-                monitor,
-                record,
-                warned=lambda: sensor.outlook(self.baseline, self.plan.pipeline.target),
-            )
+            prober = Prober(spec.name, previous, self.probe, self._tried, self.purse, monitor, record)
             also: list[Recipe] = []
             evidence = Evidence(
                 self.plan.pipeline.target,
@@ -162,6 +153,7 @@ class _Campaign:
                 spared=prober.spared,
                 propose=prober.propose,
                 mixtures=sensor,
+                outlook=lambda: sensor.outlook(self.baseline, self.plan.pipeline.target),
                 winners=self._winners,
                 diagnose=diagnoser,
                 rungs=pricer,

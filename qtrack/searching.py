@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -62,8 +62,6 @@ class Prober:
     purse: Purse
     monitor: Monitor
     record: StageRecord
-    warned: Callable[[], Iterable[str]] = tuple
-    """What is to be said before a search that cannot come to the target in some ways."""
     probes: list[Judged] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     planned: int | None = None
@@ -123,9 +121,6 @@ class Prober:
         """Say how many evaluations it will be at most."""
         self.planned = evaluations
         log.info("%s: %s", self.stage, self._plan(evaluations))
-        if not (self.start and self.start.meets_target):
-            for sentence in self.warned():
-                log.warning("%s: %s", self.stage, sentence)
         self._advance = self._open.enter_context(self.monitor.phase("search", evaluations))
 
     def _plan(self, evaluations: int) -> str:

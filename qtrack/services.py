@@ -104,14 +104,16 @@ class Sensor:
                 self.asked.record.table("sensitivity", self.found.ranking.rows())
         return self.found
 
-    def outlook(self, floating: Judged | None, target: Target) -> list[str]:
-        """Which side of the quantization alone misses the target already; one that cannot be said is not."""
+    def outlook(self, floating: Judged | None, target: Target) -> None:
+        """Say which side of the quantization alone misses the target already; once for each recipe."""
         found = self()
         if found is None or floating is None:
-            return []
-        scores, (legs, new) = floating.outcome.validation.scores, self._legs(found)
-        said = outlook(found.recipe, legs, scores, target.max_drop, target.confidence)
-        return list(said) if new else []  # it was said before
+            return
+        legs, new = self._legs(found)
+        scores = floating.outcome.validation.scores
+        for sentence in outlook(found.recipe, legs, scores, target.max_drop, target.confidence):
+            if new:
+                log.warning("%s: %s", self.stage, sentence)
 
     def _legs(self, found: Sensitivity) -> tuple[Mapping[Any, Scores], bool]:
         return self.asked.once("legs", found.recipe, found.legs)

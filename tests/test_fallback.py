@@ -375,33 +375,3 @@ def test_a_probe_that_crashes_is_recorded_and_the_search_goes_on(caplog):
     assert searched.ended == "complete"
     assert searched.evaluations == 1 + len(memory.results[-1].probes)
     assert "a probe failed and is skipped" in caplog.text
-
-
-class Matched(nn.Module):
-    """Patterns as weights, and one huge weight on an input that is never set."""
-
-    def __init__(self):
-        super().__init__()
-        self.pad = nn.ConstantPad1d((0, 1), 0.0)
-        self.head = nn.Linear(37, CLASSES, bias=False)
-        patterns = torch.randn(CLASSES, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            self.head.weight[:, :36] = patterns.flatten(1)
-            self.head.weight[:, 36] = 1e4
-
-    def forward(self, x):
-        return self.head(self.pad(x.flatten(1)))
-
-
-class Skewed(Tiny):
-    def model(self):
-        return Matched()
-
-
-def test_an_early_word_says_what_cannot_work(caplog):
-    with caplog.at_level(logging.WARNING, "qtrack"):
-        run(["float", "ptq", "fallback"], Skewed(), target={"max_drop": 0.01})
-    assert "fallback: weights alone on integers lose 0." in caplog.text
-    assert "no other range for activations helps" in caplog.text
-    assert "What remains: scales per channel, equalize, QAT, or a larger type" in caplog.text
-    assert "activations alone" not in caplog.text

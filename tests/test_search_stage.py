@@ -1,12 +1,15 @@
 """The stage that searches over recipe choices: by itself on made-up worth, and on a tiny model."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from ledger_made import outcome
 from memory import Memory
-from tiny import Tiny
+from tiny import CLASSES, Tiny
+from torch import nn
 
 from qtrack.budget import Budget
 from qtrack.campaign import run_plan
@@ -421,3 +424,40 @@ def test_every_kind_of_recipe_can_be_searched(start):
     assert hows[0] == "complete"
     assert set(hows) <= {"complete", "stopped"}
     assert memory.results[2].outcome.value >= memory.results[1].outcome.value
+
+
+class Matched(nn.Module):
+    """Patterns as weights, and one huge weight on an input that is never set."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad = nn.ConstantPad1d((0, 1), 0.0)
+        self.head = nn.Linear(37, CLASSES, bias=False)
+        patterns = torch.randn(CLASSES, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            self.head.weight[:, :36] = patterns.flatten(1)
+            self.head.weight[:, 36] = 1e4
+
+    def forward(self, x):
+        return self.head(self.pad(x.flatten(1)))
+
+
+class Skewed(Tiny):
+    def model(self):
+        return Matched()
+
+
+def test_an_early_word_says_what_cannot_work(caplog):
+    with caplog.at_level(logging.WARNING, "qtrack"):
+        pipeline = Pipeline(
+            name="p",
+            task="tests",
+            stages=["float", "ptq", {"search": {"trials": 2}}],
+            target={"max_drop": 0.01},
+            recipe={"engine": "x86"},
+        )
+        run_plan(plan_of(pipeline, Skewed()), Memory())
+    assert "search: weights alone on integers lose 0." in caplog.text
+    assert "no other range for activations helps" in caplog.text
+    assert "What remains: scales per channel, equalize, QAT, or a larger type" in caplog.text
+    assert "activations alone" not in caplog.text

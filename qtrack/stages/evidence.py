@@ -118,6 +118,8 @@ class Evidence:
     """Say what the answer would be if the search ended now."""
     mixtures: Callable[[], Mixtures | None] = _none
     """Of the recipe that this stage starts from; None where its layers cannot be switched."""
+    outlook: Callable[[], None] = _unplanned
+    """Say early where weights alone, or activations alone, on integers already miss the target."""
     winners: Callable[[], Sequence[Recipe]] = tuple
     """Recipes of earlier runs, of this task or architecture, that met their target; the latest first."""
     diagnose: Callable[[], Diagnosis] = nothing_to_diagnose

@@ -83,6 +83,8 @@ class _Search:
         self.evidence.plan(max(0, trials - len(self.ended)))
         if self.ended:
             self.evidence.spared(len(self.ended))
+        if self.evidence.previous and not self.evidence.previous.meets_target:
+            self.evidence.outlook()
         self._propose()
         idle = 0
         try:

@@ -167,3 +167,17 @@ def test_only_those_that_lead_are_asked_again():
     assert (
         len(asked) == 1 + 4 + 4 + 3
     )  # at first, each layer once, after each step, and each leader once more
+
+
+def test_a_loss_that_calibration_batches_do_not_fit_is_not_used(caplog):
+    class Unlabelled(Tiny):
+        def calibration(self):
+            return [(images, None) for images, _ in super().calibration()]
+
+        def labels(self, batch):
+            return batch[1]
+
+    found = Sensitivity(Unlabelled(), FX)
+    assert {share.loss for share in found.ranking.shares} == {None}
+    assert 0 < found.harm(()) < 1
+    assert "loss() does not take calibration batches" in caplog.text

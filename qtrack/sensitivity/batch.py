@@ -26,7 +26,7 @@ TINY = 1e-12
 class Measured:
     """A batch, the float network's answer to it, and optionally a trace from which others are switched."""
 
-    def __init__(self, task: Task, board: Switchboard, batch: Batch, like: Any) -> None:
+    def __init__(self, task: Task, board: Switchboard, batch: Batch, like: Any, *, uses_loss: bool) -> None:
         self.task = task
         self.board = board
         self.batch = batch
@@ -34,6 +34,7 @@ class Measured:
         self.samples = size_of(batch)
         self.forwards = 0.0
         """Samples run, of a part of the network as large a part."""
+        self.uses_loss = uses_loss
         self._like = tree_flatten(like)[1]
         self._base: Trace | None = None
 
@@ -82,8 +83,8 @@ class Measured:
         return float(np.minimum(ratio, 1.0).sum())
 
     def harm(self, trace: Trace) -> float:
-        """Rise of the task's loss, or noise where it has none; the sum over samples."""
-        if not self.task.offers("loss"):
+        """Rise of the task's loss, or noise where that is not used; the sum over samples."""
+        if not self.uses_loss:
             return self.noise(trace)
         rise = self._loss(trace) - self._float_loss
         return rise if math.isfinite(rise) else math.inf
@@ -115,12 +116,12 @@ class Measured:
         return self._loss(self._float)
 
     def objectives(self) -> tuple[Objective, ...]:
-        """What can be asked how far it moves: the output, and the loss where the task has one."""
+        """What can be asked how far it moves: the output, and the loss where it is used."""
 
         def loss(output: Any) -> Tensor:
             return self.task.loss(self._shaped(output), self.batch) * self.samples
 
-        return (_projected, loss) if self.task.offers("loss") else (_projected,)
+        return (_projected, loss) if self.uses_loss else (_projected,)
 
 
 def _projected(output: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from qtrack.sensitivity.elimination import eliminated
 from qtrack.sensitivity.legs import legs
 from qtrack.statistics import Scores
 from qtrack.task import Batch, Split, Task
+
+log = logging.getLogger("qtrack")
 
 SAMPLES = 256
 """Calibration samples on which the harm of a mixture is measured."""
@@ -88,19 +91,17 @@ class Sensitivity:
                     sums[name] += (effect.noise, effect.signal, *(*effect.moved, 0.0)[:2])
                 samples += size_of(batch)
                 self._forward += 2 * size_of(batch)
-        has_loss = self.task.offers("loss")
-        shares = tuple(self._share(name, sums[name], samples, has_loss) for name in sums)
+        shares = tuple(self._share(name, sums[name], samples) for name in sums)
         seconds = time.perf_counter() - began
         self.seconds += seconds
         return Ranking(shares, samples, round(self._forward - before), seconds)
 
-    def _share(self, name: str, sums: NDArray[np.float64], samples: int, has_loss: bool) -> Share:
+    def _share(self, name: str, sums: NDArray[np.float64], samples: int) -> Share:
         site = self.board.switches[name][0]
         noise, signal, output, loss = map(float, sums)
         own = noise / signal if signal else 0.0
-        return Share(
-            name, site.type, site.params, own, output / samples, loss / samples if has_loss else None
-        )
+        change = loss / samples if self.uses_loss else None
+        return Share(name, site.type, site.params, own, output / samples, change)
 
     def exact(self, ranking: Ranking) -> Ranking:
         """With what each layer does alone, and what it alone back in float takes away."""
@@ -232,7 +233,21 @@ class Sensitivity:
         return found
 
     def _measured(self, batch: Batch) -> Measured:
-        return Measured(self.task, self.board, batch, self._like)
+        return Measured(self.task, self.board, batch, self._like, uses_loss=self.uses_loss)
+
+    @cached_property
+    def uses_loss(self) -> bool:
+        """Has the task a loss, and does it take calibration batches, which may have no labels?"""
+        if not self.task.offers("loss"):
+            return False
+        try:
+            with torch.no_grad():
+                self.task.loss(self._like, next(iter(self._calibration())))
+        except Exception as error:  # the user's own function
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning("loss() does not take calibration batches (%s): noise at the output is used", said)
+            return False
+        return True
 
     @cached_property
     def _like(self) -> object:

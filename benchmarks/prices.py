@@ -72,8 +72,8 @@ def choices(table: PriceTable, count: int) -> Iterator[tuple[str, dict[str, str]
 
 def _drawn(layer: object, share: float, draw: random.Random) -> str:
     in_float = draw.random() < share
-    rungs = [rung.name for rung in layer.rungs if rung.in_float == in_float]  # type: ignore[attr-defined]
-    return draw.choice(rungs or [layer.rungs[0].name])  # type: ignore[attr-defined]
+    rungs = [rung.name for rung in layer.rungs if rung.in_float == in_float]
+    return draw.choice(rungs or [layer.rungs[0].name])
 
 
 def rows(name: str, task: Task, count: int, seconds: float) -> list[tuple[str, ...]]:

@@ -66,7 +66,7 @@ ALL_SEAMS = tuple(
 )
 
 
-class Hardened(digits.Digits):  # type: ignore[misc]  # loaded from its file
+class Hardened(digits.Digits):
     """The digits network with channel ranges spread at these seams, so strongly."""
 
     def __init__(self, seams: Iterable[tuple[str, str]], strength: float) -> None:

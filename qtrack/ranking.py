@@ -108,8 +108,8 @@ class Ranking:
         return tuple(Correlation(first, second, self.correlation(first, second)) for first, second in pairs)
 
     def rows(self) -> list[dict[str, Any]]:
-        """For a table."""
-        return [asdict(share) for share in self.shares]
+        """For a table; MLflow compares runs by its second column."""
+        return [{"layer": share.layer, "output": share.output} | asdict(share) for share in self.shares]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON: the layers worst first."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from prices_made import chain
 
-from qtrack.errors import RecipeError, StoreError
+from qtrack.errors import RecipeError
 from qtrack.recipe import Float, Override, Recipe, Static
 from qtrack.search.assignment import cheapest, front, least_noise, most_precise
-from qtrack.search.prices import OUTSIDE, Flow, PricedLayer, PriceTable, Rung, prices_from
+from qtrack.search.prices import OUTSIDE, Flow, PricedLayer, PriceTable, Rung
 
 
 def floats(choice):
@@ -109,18 +107,6 @@ def test_so_does_an_impossible_noise():
 
 
 # plain data
-
-
-def test_a_table_survives_json():
-    table = chain()
-    assert prices_from(json.loads(json.dumps(table.to_dict()))) == table
-
-
-def test_what_is_no_table_is_refused_in_a_line():
-    plain = chain().to_dict()
-    del plain["flows"][0]["producer"]
-    with pytest.raises(StoreError, match=r"^no price table: flows.0.producer: Field required$"):
-        prices_from(plain)
 
 
 def test_a_choice_becomes_a_recipe_and_is_read_from_it_again():

@@ -90,13 +90,8 @@ def read_table(text: str) -> list[dict[str, Any]]:
 
 def read_layers(text: str) -> list[dict[str, Any]]:
     """A layer table with its fields in their own order; raises ValueError where a value cannot be one."""
-    rows = read_table(text)
+    rows = _checked(read_table(text), _LAYER)
     for position, row in enumerate(rows):
-        try:
-            _LAYER.validate_json(json.dumps(row))
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            raise ValueError(f"row {position}, {fault['loc'][0]}: {fault['msg']}") from error
         if any(abs(value or 0) > MAX_DB for name, value in row.items() if name in DECIBELS):
             raise ValueError(f"row {position}: more than {MAX_DB} dB")
     return [in_schema_order(row) for row in rows]
@@ -104,10 +99,14 @@ def read_layers(text: str) -> list[dict[str, Any]]:
 
 def read_prices(text: str) -> list[dict[str, Any]]:
     """A table of prices; raises ValueError where a value cannot be one."""
-    rows = read_table(text)
+    return _checked(read_table(text), _PRICE)
+
+
+def _checked(rows: list[dict[str, Any]], kind: TypeAdapter[Any]) -> list[dict[str, Any]]:
+    """The same rows; raises ValueError naming the first that is not of this kind."""
     for position, row in enumerate(rows):
         try:
-            _PRICE.validate_json(json.dumps(row))
+            kind.validate_json(json.dumps(row))
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             raise ValueError(f"row {position}, {fault['loc'][0]}: {fault['msg']}") from error

@@ -14,9 +14,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from qtrack.errors import StoreError
 from qtrack.recipe import Override, Recipe, Scheme
 
 AS_IT_IS = "recipe"
@@ -158,11 +155,6 @@ class PriceTable:
         rest = {"layer": REST, "rung": REST, "type": REST, "milliseconds": self.rest_ms}
         return [*found, dict.fromkeys(COLUMNS) | rest | {"bytes": self.rest_bytes, "chosen": True}]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        plain: dict[str, Any] = _adapter().dump_python(self, mode="json")
-        return plain
-
 
 @dataclass(frozen=True)
 class PriceRow:
@@ -182,19 +174,6 @@ class PriceRow:
 
 COLUMNS = tuple(field.name for field in fields(PriceRow))
 CONVERSION, REST, FLOAT = "conversion", "rest", "float"
-
-
-def prices_from(data: Mapping[str, Any]) -> PriceTable:
-    """Read ``to_dict``'s form again; raises StoreError where it is not one."""
-    try:
-        return _adapter().validate_python(data)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        raise StoreError(f"no price table: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
-
-
-def _adapter() -> TypeAdapter[PriceTable]:
-    return TypeAdapter(PriceTable)
 
 
 def _rung_in(recipe: Recipe, layer: PricedLayer) -> str:

@@ -70,11 +70,6 @@ class Sensitivity:
         except TypeError as cause:
             raise BackendError(f"backend {self.recipe.backend!r}: {cause}: take fx or pt2e") from cause
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Quantized layers with weights, in execution order."""
-        return tuple(name for name in self.board.layers if self.board.switches[name][0].params)
-
     # Rankings -----------------------------------------------------------------------------------------------
 
     @cached_property
@@ -106,12 +101,12 @@ class Sensitivity:
     def exact(self, ranking: Ranking) -> Ranking:
         """With what each layer does alone, and what it alone back in float takes away."""
         began, before = time.perf_counter(), self._forward
-        alone, back = self.one_by_one("calibration")
+        alone, back = self._one_by_one()
         seconds = time.perf_counter() - began
         self.seconds += seconds
         return ranking.with_exact(alone, back, round(self._forward - before), seconds)
 
-    def one_by_one(self, split: Split) -> tuple[dict[str, float], dict[str, float]]:
+    def _one_by_one(self) -> tuple[dict[str, float], dict[str, float]]:
         """Noise at the output of each layer alone, and what goes away with it alone back in float.
 
         Each batch runs whole twice, in float and quantized; every layer is then switched from there, so that
@@ -119,9 +114,8 @@ class Sensitivity:
         """
         every = frozenset(self.board.layers)
         alone, back, samples = dict.fromkeys(every, 0.0), dict.fromkeys(every, 0.0), 0
-        batches = self._calibration() if split == "calibration" else batches_of(self.task, split)
         with using_engine(self.recipe.engine):
-            for batch in self._watched("switch layers", batches):
+            for batch in self._watched("switch layers", self._calibration()):
                 one = self._measured(batch)
                 floating, quantized = one.run(every), one.run(())
                 whole = one.noise(quantized)

@@ -442,12 +442,13 @@ def open_ledger(tracking_uri: str | None = None) -> Ledger:
     from qtrack.ledger import Ledger
     from qtrack.report.figures import stage_figures
 
-    return Ledger.open(tracking_uri, figures=stage_figures, report=_page)
+    return Ledger.open(tracking_uri, figures=stage_figures, report=page)
 
 
-def _page(
+def page(
     strategies: Sequence[Strategy], results: Sequence[StageResult], environment: Mapping[str, Any]
 ) -> str:
+    """The page that is recorded with a campaign."""
     from qtrack.report.document import document
     from qtrack.report.material import finished_material
 

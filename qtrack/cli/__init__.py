@@ -24,6 +24,7 @@ from qtrack.errors import QtrackError
 
 COMMANDS = {
     "run": "Run all stages of a pipeline file and record each.",
+    "sweep": "Run many pipelines, tasks, seeds and engines; also on a cluster.",
     "compare": "Put strategies side by side.",
     "history": "Show a strategy's metric over time, and what changed where it moved.",
     "report": "Write all that a campaign came to as one page.",

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
-from qtrack.ledger import models, registry
+from qtrack.ledger import held, models, registry
 from qtrack.ledger.artifacts import Artifacts, corrupt, shown
 from qtrack.ledger.diagnoses import ended, read_diagnosis, write_diagnosis
 from qtrack.ledger.files import read_json, read_layers, read_prices
 from qtrack.ledger.links import links_of
-from qtrack.ledger.names import File, Tag
+from qtrack.ledger.names import CAMPAIGN, File, Tag
 from qtrack.ledger.outcomes import NEEDED, Samples, read_outcome, read_samples
 from qtrack.ledger.read import Reader
 from qtrack.ledger.repair import STALE_S, Repaired, repair
 from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorded_reproduction
 from qtrack.ledger.room import check_room
-from qtrack.ledger.rows import RunRow
+from qtrack.ledger.rows import Query, RunRow
 from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, may_exist, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
@@ -180,6 +180,22 @@ class Ledger:
     def sync(self) -> list[Recovered]:
         """Send what earlier processes could not, in order and each value once."""
         return self._spool.recover()
+
+    def experiment_for(self, name: str) -> str:
+        """The id of an experiment, created where there is none."""
+        return self._store.experiment_for(name)
+
+    def take(self, packed: bytes) -> list[Recovered]:
+        """Send what a worker has recorded, as ``held`` has packed it; what the store does not take waits."""
+        held.unpack(packed, self._spool.folder)
+        return self.sync()
+
+    def swept(self, sweep: str) -> dict[str, str]:
+        """The jobs of a sweep that have finished, with the campaign of each."""
+        runs = self._reader.source.runs(
+            Query(list(self._experiments()), {Tag.KIND: CAMPAIGN, Tag.SWEEP: sweep}, status="FINISHED")
+        )
+        return {run.tags[Tag.JOB]: run.tags[Tag.CAMPAIGN] for run in runs}
 
     def repair(self, experiment: str | None = None, older_than_s: float = STALE_S) -> list[Repaired]:
         """End runs that are dead; the result has the running ones as well."""

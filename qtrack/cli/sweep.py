@@ -1,0 +1,88 @@
+"""``qtrack sweep``: many pipelines, tasks, seeds and engines; here, on several processes, or on a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qtrack.cli.options import as_json, debug, tracking_uri
+from qtrack.cli.signals import terminating_as_interrupted
+
+if TYPE_CHECKING:
+    from qtrack.ledger import Ledger
+    from qtrack.sweep import Sweep, Swept
+
+FAILED = 3
+
+
+@click.command()
+@click.argument("sweep", type=click.Path(path_type=Path), metavar="SWEEP.yaml")
+@click.option("--executor", help="in-process, processes or ray; default: ray where RAY_ADDRESS is set.")
+@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or a new one.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes, or cores of a new Ray cluster.")
+@click.option("--resume", is_flag=True, help="Leave out the jobs that this sweep has finished before.")
+@as_json
+@tracking_uri
+@debug
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    sweep: Path,
+    executor: str | None,
+    address: str | None,
+    workers: int | None,
+    resume: bool,
+    as_json: bool,
+    tracking_uri: str | None,
+) -> None:
+    """Run every job of a sweep file and record each as a campaign of its own.
+
+    Only this command writes to the store: workers hand their records over. A worker that is lost has its job
+    tried again; a job that fails stops no other, and makes the exit code 3.
+
+    \b
+    Examples:
+      qtrack sweep digits-sweep.yaml
+      qtrack sweep digits-sweep.yaml --executor processes --workers 4
+      qtrack sweep digits-sweep.yaml --executor ray --address 10.0.0.1:6379 --resume
+    """
+    from rich.console import Console
+
+    from qtrack.api import open_ledger
+    from qtrack.cli.progress import monitor
+    from qtrack.cli.render import remark
+    from qtrack.executors import open_executor
+    from qtrack.sweep import read_sweep, run_sweep
+
+    with terminating_as_interrupted(), monitor(Console(stderr=True)) as shown:
+        read = read_sweep(sweep)
+        ledger = open_ledger(tracking_uri)
+        try:
+            with open_executor(executor, address=address, workers=workers) as chosen:
+                found = run_sweep(read, ledger, chosen, shown, resume=resume)
+        except KeyboardInterrupt:
+            remark(["what was finished is recorded; the same command with --resume does the rest"])
+            raise
+    _show(found, ledger, as_json=as_json)
+    remark(_closing(read, found))
+    if any(one.error for one in found):
+        ctx.exit(FAILED)
+
+
+def _show(found: list[Swept], ledger: Ledger, *, as_json: bool) -> None:
+    from qtrack.cli import render
+
+    campaigns = [one.campaign for one in found if one.campaign]
+    strategies = [strategy for name in campaigns for strategy in ledger.strategies(campaign=name)]
+    render.strategies(strategies, as_json=as_json)
+
+
+def _closing(read: Sweep, found: list[Swept]) -> list[str]:
+    failed = [one for one in found if one.error]
+    lines = ["", f"sweep {read.id}: {len(found) - len(failed)} of {len(found)} jobs are finished"]
+    lines += [f"failed: {one.name}: {one.error}" for one in failed]
+    again = sum(one.tries - 1 for one in found if one.tries)
+    lines += [f"{again} tries more than jobs, where workers were lost"] if again else []
+    return lines + (["the same command with --resume tries the rest again"] if failed else [])

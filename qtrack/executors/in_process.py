@@ -1,0 +1,28 @@
+"""One job after the other, here."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from qtrack.executors import Job, perform
+
+
+class InProcess:
+    """Implements Executor; a job is done before ``submit`` returns, and Ctrl-C interrupts it."""
+
+    slots = 1
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        pass
+
+    def submit(self, job: Job) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(perform(job))
+        except Exception as error:  # whatever the job raises is its own failure
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,57 @@
+"""Processes of this machine, each a worker that is used again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any
+
+from qtrack.executors import Job, WorkerLost, perform
+
+
+class Processes:
+    """Implements Executor. A pool of one for each worker, so that a death is known to be of one job."""
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        self.slots = workers or os.cpu_count() or 1
+        self._idle = [_pool() for _ in range(self.slots)]
+        self._busy: set[ProcessPoolExecutor] = set()
+
+    def submit(self, job: Job) -> Future[Any]:
+        pool, answer = self._idle.pop(), Future[Any]()
+        self._busy.add(pool)
+
+        def done(inner: Future[Any]) -> None:
+            error = inner.exception()
+            self._busy.discard(pool)
+            self._idle.append(_pool() if isinstance(error, BrokenProcessPool) else pool)
+            if isinstance(error, BrokenProcessPool):
+                answer.set_exception(WorkerLost("its process ended; killed, or out of memory"))
+            elif error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(inner.result())
+
+        pool.submit(perform, job).add_done_callback(done)
+        return answer
+
+    def close(self) -> None:
+        for pool in (*self._idle, *self._busy):
+            for process in (getattr(pool, "_processes", None) or {}).values():
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"), _quiet)
+
+
+def _quiet() -> None:
+    """Ctrl-C is for the driver, which then ends its workers; a process is not to use all cores at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import warnings
+
+    warnings.simplefilter("ignore")

@@ -1,0 +1,96 @@
+"""A Ray cluster: the one door to Ray.
+
+Lost workers and nodes are reported, not retried by Ray itself, so that tries are counted in one place and
+said. Workers import qtrack and read the user's files: both must be at the same paths on every node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import Future
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+try:
+    import ray
+    from ray import exceptions
+except ImportError as cause:
+    from qtrack.errors import BackendUnavailable
+
+    raise BackendUnavailable("the executor ray needs: pip install 'qtrack[ray]'") from cause
+
+from qtrack.errors import InputError
+from qtrack.executors import Job, WorkerLost, perform
+
+LOST = (
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.LocalRayletDiedError,
+    exceptions.OutOfMemoryError,
+    exceptions.ObjectLostError,
+    exceptions.RaySystemError,
+)
+AHEAD = 2
+"""Jobs for each core of the cluster that wait in it, so that no worker is idle between two."""
+
+
+class RayExecutor:
+    """Implements Executor; joins the cluster at an address, or starts one on this machine."""
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        self._ours = not ray.is_initialized()
+        where = address or os.environ.get("RAY_ADDRESS")
+        if self._ours:
+            _join(where, workers)
+        self._perform = ray.remote(max_retries=0)(perform)
+
+    @property
+    def slots(self) -> int:
+        """As nodes come and go."""
+        known: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return AHEAD * max(1, int(known.get("CPU", 1))
+
+    def submit(self, job: Job) -> Future[Any]:
+        settings = {"OMP_NUM_THREADS": str(job.threads)}
+        remote = self._perform.options(
+            num_cpus=job.threads, num_gpus=job.gpus, name=job.name, runtime_env={"env_vars": settings}
+        )
+        answer: Future[Any] = Future()
+        remote.remote(job).future().add_done_callback(lambda inner: _passed_on(inner, answer))
+        return answer
+
+    def close(self) -> None:
+        if self._ours:
+            ray.shutdown()
+
+
+def _join(address: str | None, workers: int | None) -> None:
+    started: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as cause:
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise InputError(f"Ray at {address or 'this machine'} cannot be joined: {said}") from cause
+
+
+def _passed_on(inner: Future[Any], answer: Future[Any]) -> None:
+    error = inner.exception()
+    if error is None:
+        answer.set_result(inner.result())
+    elif isinstance(error, LOST):
+        answer.set_exception(WorkerLost(_reason(error)))
+    elif isinstance(error, exceptions.RayTaskError):
+        answer.set_exception(error.cause if isinstance(error.cause, Exception) else error)
+    else:
+        answer.set_exception(error)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "its node ran out of memory"
+    if isinstance(error, exceptions.WorkerCrashedError):
+        return "its worker ended; killed, or out of memory"
+    return f"its node is gone ({type(error).__name__})"

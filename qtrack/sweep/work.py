@@ -1,0 +1,52 @@
+"""What a worker does: one campaign, whose record it hands over instead of sending it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtrack.api import page
+from qtrack.campaign import run_plan
+from qtrack.errors import QtrackError
+from qtrack.ledger.held import HeldLedger
+from qtrack.pipeline import read_plan
+from qtrack.report.figures import stage_figures
+
+log = logging.getLogger("qtrack")
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a worker hands over: plain data."""
+
+    campaign: str
+    """Its id; empty where it never began."""
+    packed: bytes
+    """Its record, as ``held.unpack`` takes it."""
+    error: str = ""
+    """Why it did not come to its end, in one line."""
+
+
+def campaign(
+    pipeline: str,
+    settings: dict[str, Any],
+    threads: int,
+    store: str,
+    experiment: str,
+    tags: Mapping[str, str],
+) -> Handed:
+    """Run a pipeline file with these settings; what fails in it is on record and said, and no exception."""
+    with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
+        ledger = HeldLedger(Path(folder), store, experiment, tags, stage_figures, page)
+        error = ""
+        try:
+            run_plan(read_plan(Path(pipeline), {"threads": threads, **settings}), ledger)
+        except QtrackError as failed:
+            error = "; ".join(str(failed).splitlines())
+        except Exception as failed:  # of the user's code, or unforeseen: it is this job's own
+            error = f"{type(failed).__name__}: {' '.join(str(failed).split())[:400]}"
+        return Handed(ledger.id, ledger.packed(), error)

@@ -51,9 +51,12 @@ class RayExecutor:
     def slots(self) -> int:
         """As nodes come and go."""
         known: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return AHEAD * max(1, int(known.get("CPU", 1))
+        return AHEAD * max(1, int(known.get("CPU", 1)))
 
     def submit(self, job: Job) -> Future[Any]:
+        too_large = _too_large(job)
+        if too_large:
+            return _failed(InputError(too_large))
         settings = {"OMP_NUM_THREADS": str(job.threads)}
         remote = self._perform.options(
             num_cpus=job.threads, num_gpus=job.gpus, name=job.name, runtime_env={"env_vars": settings}
@@ -74,6 +77,20 @@ def _join(address: str | None, workers: int | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as cause:
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise InputError(f"Ray at {address or 'this machine'} cannot be joined: {said}") from cause
+
+
+def _too_large(job: Job) -> str:
+    """Ray would let it wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= job.threads and node.get("GPU", 0) >= job.gpus for node in nodes):
+        return ""
+    return f"no node of the cluster has {job.threads} CPU threads and {job.gpus} GPUs, which the job takes"
+
+
+def _failed(error: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _passed_on(inner: Future[Any], answer: Future[Any]) -> None:

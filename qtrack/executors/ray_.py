@@ -81,7 +81,8 @@ def _join(address: str | None, workers: int | None) -> None:
 
 def _too_large(job: Job) -> str:
     """Ray would let it wait for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in known if node["Alive"]]
     if any(node.get("CPU", 0) >= job.threads and node.get("GPU", 0) >= job.gpus for node in nodes):
         return ""
     return f"no node of the cluster has {job.threads} CPU threads and {job.gpus} GPUs, which the job takes"

@@ -1,0 +1,161 @@
+"""A sweep on a real Ray cluster of two nodes, with nodes and workers that are lost on the way."""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from qtrack import Ledger
+from qtrack.executors import Job, finished, open_executor
+from qtrack.ledger.names import CAMPAIGN, STAGE, Tag
+from qtrack.ledger.rows import Query
+from qtrack.ledger.store import sqlite_uri
+from qtrack.sweep import read_sweep, run_sweep
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its threads and sockets
+]
+ray = pytest.importorskip("ray", reason="needs qtrack[ray]")
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two nodes of one core each, on this machine; the second is where work may be lost."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", HERE)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def swept(folder, executor_name, address=None, meanwhile=None):
+    """What a sweep of twelve jobs on digits leaves in a store of its own."""
+    folder.mkdir()
+    ledger = Ledger.open(sqlite_uri(folder / "mlflow.db"))
+    with open_executor(executor_name, address=address) as executor:
+        if meanwhile:
+            threading.Thread(target=meanwhile, args=(ledger,), daemon=True).start()
+        found = run_sweep(read_sweep(PIPELINES / "sweep.yaml"), ledger, executor)
+    return ledger, found
+
+
+def runs(ledger):
+    experiments = list(ledger._reader.experiments())
+    read = ledger._reader.source.runs
+    return (
+        read(Query(experiments, {Tag.KIND: CAMPAIGN})),
+        read(Query(experiments, {Tag.KIND: STAGE})),
+    )
+
+
+def digests(ledger, found):
+    """Of each job and stage: its recipe, its parameters and its outputs."""
+    job_of = {one.campaign: one.key for one in found}
+    told = {}
+    for run in runs(ledger)[1]:
+        recorded = ledger.recorded(run.run_id)
+        key = (job_of[run.tags[Tag.CAMPAIGN]], run.tags[Tag.STAGE])
+        told[key] = (recorded.recipe.digest, recorded.result.parameters, recorded.result.behaviour)
+    return told
+
+
+def assert_recorded_once(ledger, found):
+    campaigns, stages = runs(ledger)
+    assert [one.error for one in found] == [""] * 12
+    assert sorted(run.tags[Tag.JOB] for run in campaigns) == sorted(one.key for one in found)
+    assert len(stages) == 24
+    assert {run.status for run in (*campaigns, *stages)} == {"FINISHED"}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    ledger, found = swept(tmp_path_factory.mktemp("reference") / "store", "in-process")
+    assert_recorded_once(ledger, found)
+    return digests(ledger, found)
+
+
+def after_first(act):
+    """Act once a job has been recorded, while others run."""
+
+    def wait(ledger):
+        while not runs(ledger)[0]:
+            time.sleep(0.2)
+        act()
+
+    return wait
+
+
+def test_a_cluster_gives_the_same_digests_and_records_each_run_once(cluster, tmp_path, reference):
+    ledger, found = swept(tmp_path / "store", "ray", cluster.address)
+    assert_recorded_once(ledger, found)
+    assert digests(ledger, found) == reference
+    assert [one.tries for one in found] == [1] * 12
+
+
+def test_the_same_with_a_node_that_is_lost_in_the_middle(cluster, tmp_path, reference, caplog):
+    caplog.set_level(logging.WARNING, "qtrack")
+    lose = after_first(lambda: cluster.remove_node(cluster.second, allow_graceful=False))
+    ledger, found = swept(tmp_path / "store", "ray", cluster.address, lose)
+    assert_recorded_once(ledger, found)
+    assert digests(ledger, found) == reference
+    assert "it is tried again" in caplog.text
+    assert max(one.tries for one in found) > 1
+
+
+def test_the_same_with_a_worker_that_is_killed(cluster, tmp_path, reference):
+    ledger, found = swept(tmp_path / "store", "ray", cluster.address, after_first(kill_a_worker))
+    assert_recorded_once(ledger, found)
+    assert digests(ledger, found) == reference
+    assert max(one.tries for one in found) > 1
+
+
+def kill_a_worker():
+    """The one that is busy with a job, by the name that Ray gives its process."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                name = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if name.startswith(b"ray::") and b"IDLE" not in name and b"Agent" not in name:
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+        time.sleep(0.05)
+
+
+def test_a_task_that_a_worker_cannot_import_fails_that_job_alone(cluster, tmp_path):
+    shutil.copy(Path(HERE) / "tiny.py", tmp_path)
+    (tmp_path / "driver_only.py").write_text(
+        "import os\nif os.environ.get('DRIVER') != '1':\n    raise ImportError('not on this node')\n"
+        "from tiny import Tiny\n\nclass There(Tiny):\n    pass\n"
+    )
+    (tmp_path / "one.yaml").write_text("{name: one, task: 'tiny.py:Tiny', stages: [ptq], threads: 1}")
+    (tmp_path / "sweep.yaml").write_text(
+        "{name: s, jobs: [{pipeline: one.yaml, task: 'driver_only.py:There'}, {pipeline: one.yaml}]}"
+    )
+    ledger = Ledger.open(sqlite_uri(tmp_path / "mlflow.db"))
+    with open_executor("ray", address=cluster.address) as executor, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRIVER", "1")
+        found = run_sweep(read_sweep(tmp_path / "sweep.yaml"), ledger, executor)
+    assert "cannot import driver_only.py" in found[0].error.replace(f"{tmp_path}/", "")
+    assert found[1].error == ""
+
+
+def test_a_job_that_takes_more_cores_than_a_node_has_waits_for_none(cluster):
+    with open_executor("ray", address=cluster.address) as executor:
+        (found,) = finished(executor, [Job("wide", "test_sweep:double", {"number": 1}, threads=64)])
+    assert "64" in str(found.error)

@@ -99,9 +99,9 @@ def throughput(name, workers, rounds):
 def resident_mb(count):
     """Of a fresh driver at its peak, with so many jobs that wait for two simulated workers."""
     program = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import scale\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import scale\n"
         "scale.simulate(int(sys.argv[2]))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"  # ru_maxrss is inherited
     )
     done = subprocess.run(
         [sys.executable, "-c", program, HERE, str(count)], check=True, capture_output=True, text=True

@@ -103,24 +103,32 @@ def promote(run: str, name: str, alias: str = "champion", *, tracking_uri: str |
 
 
 def history(
-    experiment: str | None = None, stage: str | None = None, *, tracking_uri: str | None = None
+    experiment: str | None = None,
+    stage: str | None = None,
+    *,
+    last: int = 2000,
+    tracking_uri: str | None = None,
 ) -> list[Line]:
     """Each strategy's finished stages over time, of the latest campaign's experiment unless it is named.
 
-    Raises RunNotFound where there is no such experiment or stage.
+    No more than the ``last`` of them. Raises RunNotFound where there is no such experiment or stage.
     """
     from qtrack.history import history
     from qtrack.ledger import Ledger
 
     ledger = Ledger.open(tracking_uri)
     name = experiment or ledger.strategies()[0].experiment
-    finished = [strategy for strategy in ledger.timeline(name) if strategy.value is not None]
-    found = [strategy for strategy in finished if stage in (None, strategy.stage)]
+    found = _with_a_value(ledger.timeline(name, stage, last))
     if not found:
+        finished = _with_a_value(ledger.timeline(name))
         known = ", ".join(dict.fromkeys(strategy.stage for strategy in finished))
         there = f" called {stage!r}; there are {known}" if finished else ""
         raise RunNotFound(f"the experiment {name!r} has no finished stage{there}")
     return history(found, ledger.recorded)
+
+
+def _with_a_value(strategies: Sequence[Strategy]) -> list[Strategy]:
+    return [strategy for strategy in strategies if strategy.value is not None]
 
 
 def gate(

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from qtrack.data import SplitInfo
-from qtrack.finding import Diagnosis, Worked
-from qtrack.outcome import Cost, Outcome
-from qtrack.pipeline import Plan, StageSpec
-from qtrack.recipe import Recipe
-from qtrack.stages import Judged
-from qtrack.task import Task
+if TYPE_CHECKING:
+    from qtrack.data import SplitInfo
+    from qtrack.finding import Diagnosis, Worked
+    from qtrack.outcome import Cost, Outcome
+    from qtrack.pipeline import Plan, StageSpec
+    from qtrack.recipe import Recipe
+    from qtrack.stages import Judged
+    from qtrack.task import Task
 
 
 @dataclass(frozen=True, eq=False)

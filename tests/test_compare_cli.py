@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -124,3 +126,12 @@ def test_the_page_stands_where_it_was_asked_for(folder, tmp_path):
     done = command("compare", "--html", tmp_path / "c.html", "--plot", tmp_path / "c.svg")
     assert done.stderr.splitlines() == [f"wrote {tmp_path / 'c.html'}", f"wrote {tmp_path / 'c.svg'}"]
     assert {path.name for path in Path(tmp_path).iterdir()} >= {"c.html", "c.svg"}
+
+
+def test_comparing_loads_no_torch(folder):
+    code = "import sys; from qtrack.cli import main; main(['compare'], standalone_mode=False)"
+    code += "; print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "False"

@@ -205,7 +205,7 @@ def away_store(self):
 
 def test_the_store_is_asked_once(ledger, monkeypatch):
     asked, real = [], type(ledger._reader).finished
-    monkeypatch.setattr(type(ledger._reader), "finished", lambda *a: asked.append(1) or real(*a))
+    monkeypatch.setattr(type(ledger._reader), "finished", lambda *a, **k: asked.append(1) or real(*a, **k))
     worked = ledger.worked()
     for cause in ("a", "b", "a"):
         worked(cause)

@@ -8,7 +8,7 @@ from ledger_made import outcome, record, result, rows, setting
 from mlflow.entities import Metric
 
 from qtrack.errors import RunNotFound, StoreError
-from qtrack.ledger import Ledger, sql_source
+from qtrack.ledger import Ledger, client_source, sql_source
 from qtrack.ledger.client_source import ClientSource
 from qtrack.ledger.names import Tag
 from qtrack.ledger.rows import Query
@@ -37,6 +37,9 @@ def plain(found):
 def queries(experiments):
     yield "all", Query(experiments)
     yield "one", Query(experiments, {Tag.KIND: "campaign"}, limit=1)
+    yield "some", Query(experiments, {Tag.KIND: "stage"}, limit=3)
+    yield "the oldest", Query(experiments, {Tag.KIND: "stage"}, limit=3, oldest_first=True)
+    yield "all but the oldest first", Query(experiments, oldest_first=True)
     yield "tags", Query(experiments, {Tag.KIND: "stage", Tag.STAGE: "ptq"}, status="FINISHED")
     yield "a quote", Query(experiments, {Tag.PIPELINE: "lines"})
     yield "beginning", Query(experiments, {Tag.KIND: "campaign"}, beginning=(Tag.CAMPAIGN, "lin"))
@@ -83,19 +86,37 @@ def test_a_deleted_run_is_seen_by_neither(both):
     assert plain(sql.runs(query)) == plain(client.runs(query))
 
 
-def test_more_ids_than_one_statement_takes(both, monkeypatch):
-    _, sql, _client = both
-    query = Query(list(sql.experiments()))
+@pytest.mark.parametrize("limit", [None, 1, 2, 3, 1000])
+def test_more_runs_than_are_read_at_once(both, monkeypatch, limit):
+    _, sql, client = both
+    query = Query(list(sql.experiments()), {Tag.KIND: "stage"}, limit=limit)
     expected = plain(sql.runs(query))
-    monkeypatch.setattr(sql_source, "MANY", 2)
-    assert plain(sql.runs(query)) == expected
+    assert len(expected) == min(limit or 4, 4)
+    monkeypatch.setattr(sql_source, "AT_ONCE", 2)
+    monkeypatch.setattr(client_source, "PAGE", 2)
+    assert plain(sql.runs(query)) == plain(client.runs(query)) == expected
+
+
+def test_no_more_is_read_than_is_asked_for(both, monkeypatch):
+    _, sql, client = both
+    monkeypatch.setattr(sql_source, "AT_ONCE", 1)
+    monkeypatch.setattr(client_source, "PAGE", 1)
+    parts, pages = [], []
+    read, search = sql._rows, client.store.client.search_runs
+    monkeypatch.setattr(sql, "_rows", lambda *asked: parts.append(1) or read(*asked))
+    monkeypatch.setattr(
+        client.store.client, "search_runs", lambda *asked, **named: pages.append(1) or search(*asked, **named)
+    )
+    query = Query(list(sql.experiments()))
+    assert next(sql.runs(query)) == next(client.runs(query))
+    assert (len(parts), len(pages)) == (1, 1)
 
 
 def test_nothing_can_be_written_through_it(both):
     _, sql, _ = both
     with pytest.raises(StoreError, match="read"), sql._reading("try to write") as connection:
         connection.execute(sqlalchemy.text("DELETE FROM runs"))
-    assert sql.runs(Query(list(sql.experiments())))
+    assert list(sql.runs(Query(list(sql.experiments()))))
 
 
 def test_a_schema_that_was_not_tested_is_read_by_mlflow(ledger, monkeypatch):
@@ -113,6 +134,6 @@ def test_other_stores_are_read_by_mlflow(ledger, monkeypatch, uri):
 def test_mlflow_s_filters_know_no_escapes(both):
     _, sql, client = both
     query = Query(list(sql.experiments()), {Tag.STAGE: "a'b\"c"})
-    assert sql.runs(query) == []
+    assert list(sql.runs(query)) == []
     with pytest.raises(RunNotFound, match="cannot be the name"):
-        client.runs(query)
+        list(client.runs(query))

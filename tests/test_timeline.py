@@ -4,11 +4,13 @@ import json
 
 import pytest
 import tiny
+from click.testing import CliRunner
 from ledger_made import record, setting
 
 from qtrack import Ledger
 from qtrack.api import history
 from qtrack.campaign import run_plan
+from qtrack.cli import main
 from qtrack.pipeline import Pipeline, plan_of
 from qtrack.recipe import Recipe
 
@@ -47,6 +49,24 @@ def test_the_history_shows_that_a_strategy_came_back_to_what_it_was(campaigns):
     assert down.change.significant
     assert up.change.significant
     assert [(cause.was, cause.now) for cause in up.change.causes] == [("2", "8"), ("2", "8")]
+
+
+def test_only_the_latest_are_read(campaigns):
+    everything = campaigns.timeline("tiny")
+    assert campaigns.timeline("tiny", most=2) == everything[-2:]
+    assert campaigns.timeline("tiny", "ptq", 2) == [run for run in everything if run.stage == "ptq"][-2:]
+    assert [len(line.points) for line in history("tiny", last=4)] == [2, 2]
+
+
+def test_a_reference_to_a_run_beyond_the_latest_is_kept(campaigns):
+    (latest,) = campaigns.timeline("tiny", most=1)
+    assert (latest.stage, latest.run_id) == ("ptq", campaigns.timeline("tiny", "ptq")[0].run_id)
+
+
+def test_the_command_says_that_there_may_be_more(campaigns):
+    said = CliRunner().invoke(main, ["history", "--experiment", "tiny", "--last", "2"]).stderr
+    assert "these are the last 2 stages; --last N shows more or fewer\n" in said
+    assert "these are" not in CliRunner().invoke(main, ["history", "--experiment", "tiny"]).stderr
 
 
 def test_a_reference_to_a_run_that_is_gone_is_left_out(ledger, client):

@@ -126,7 +126,7 @@ def test_a_store_that_does_not_answer_is_asked_once(ledger, ended, monkeypatch, 
     ended(FIRST)
     asked = []
 
-    def away(*_):
+    def away(*_, **__):
         asked.append(1)
         raise StoreAway("connection refused")
 

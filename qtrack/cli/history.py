@@ -22,12 +22,25 @@ if TYPE_CHECKING:
     "--experiment", metavar="NAME", help="Of this experiment (task); default: the latest campaign's."
 )
 @click.option("--stage", metavar="STAGE", help="Of the stages with this name alone.")
+@click.option(
+    "--last",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="No more than the last N stages.",
+)
 @plot_option
 @as_json
 @tracking_uri
 @debug
 def history(
-    experiment: str | None, stage: str | None, plot: Path | None, as_json: bool, tracking_uri: str | None
+    experiment: str | None,
+    stage: str | None,
+    last: int,
+    plot: Path | None,
+    as_json: bool,
+    tracking_uri: str | None,
 ) -> None:
     """Show each strategy's metric over time, and what changed where it moved.
 
@@ -47,7 +60,7 @@ def history(
     from qtrack.report.history import history_view
 
     contents = contents_of(plot) if plot else None
-    lines = api.history(experiment, stage, tracking_uri=tracking_uri)
+    lines = api.history(experiment, stage, last=last, tracking_uri=tracking_uri)
     view = history_view(lines)
     if plot and contents:
         write_file(plot, contents(_figure(lines), "history", view.table))
@@ -55,6 +68,8 @@ def history(
         render.print_json(view.records)
     else:
         render.show(view.table)
+    if sum(len(line.points) for line in lines) == last:
+        render.remark(f"these are the last {last:,} stages; --last N shows more or fewer")
     if plot:
         render.remark(f"wrote {plot}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from mlflow.entities import Run
 
@@ -30,10 +31,10 @@ class ClientSource:
                 if not token:
                     return found
 
-    def runs(self, query: Query) -> list[RunRow]:
-        if not query.experiments:
-            return []
-        return [row_of(run) for run in self._pages(query, " AND ".join(_conditions(query)))]
+    def runs(self, query: Query) -> Iterator[RunRow]:
+        if query.experiments:
+            pages = self._pages(query, " AND ".join(_conditions(query)))
+            yield from islice(map(row_of, pages), query.limit)
 
     def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[Point]]:
         found = {}
@@ -47,18 +48,19 @@ class ClientSource:
 
     def _pages(self, query: Query, condition: str) -> Iterator[Run]:
         token: str | None = None
+        order = f"attributes.start_time {'ASC' if query.oldest_first else 'DESC'}"
         while True:
             with self.store.calling("search the runs") as client:
                 page = client.search_runs(
                     list(query.experiments),
                     condition,
-                    max_results=query.limit or PAGE,
-                    order_by=["attributes.start_time DESC"],
+                    max_results=min(query.limit or PAGE, PAGE),
+                    order_by=[order],
                     page_token=token,
                 )
             yield from page
             token = page.token
-            if not token or query.limit:
+            if not token:
                 return
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtrack.errors import PipelineError, RecipeError, RunNotFound, StoreError
-from qtrack.ledger import held, models, registry
+from qtrack.ledger import registry
 from qtrack.ledger.artifacts import Artifacts, corrupt, shown
 from qtrack.ledger.diagnoses import ended, read_diagnosis, write_diagnosis
 from qtrack.ledger.files import read_json, read_layers, read_prices
@@ -25,12 +25,10 @@ from qtrack.ledger.rows import Query, RunRow
 from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, may_exist, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
-from qtrack.ledger.tags import tags_of
-from qtrack.ledger.timeline import timeline
+from qtrack.ledger.timeline import MOST, timeline
 from qtrack.ledger.views import share
 from qtrack.ledger.winners import MOST_WINNERS, winning_runs
 from qtrack.ledger.worked import tried_remedies
-from qtrack.ledger.write import CampaignWriter, recorded_campaign
 from qtrack.reading import load_yaml, parse
 from qtrack.recipe import Recipe, recipe_from_yaml
 from qtrack.records import Known
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 
     from qtrack.finding import Diagnosis, Worked
     from qtrack.ledger.registry import Promotion
-    from qtrack.ledger.write import Figures, Report
+    from qtrack.ledger.write import CampaignWriter, Figures, Report
     from qtrack.pipeline import Pipeline
     from qtrack.records import Setting
     from qtrack.reproduction import Recorded
@@ -96,6 +94,8 @@ class Ledger:
 
     def campaign(self, setting: Setting) -> AbstractContextManager[CampaignWriter]:
         """Open a campaign's record."""
+        from qtrack.ledger.write import recorded_campaign
+
         check_room(self._store.home, setting)
         self._tidy(setting.plan.task.name)
         return recorded_campaign(self._spool, setting, self._figures, self._report)
@@ -118,8 +118,8 @@ class Ledger:
             with self._spool.asking():
                 experiment = self._store.experiment_named(task.name)
                 ids = [experiment.experiment_id] if experiment else []
-                found = self._reader.finished(ids, {tag: str(key)})
-            return self._known(found[-1], task) if found else None
+                found = next(self._reader.finished(ids, {tag: str(key)}, latest_first=True), None)
+            return self._known(found, task) if found else None
         except StoreError as error:
             log.warning("%s: it is executed again", error)
         return None
@@ -187,7 +187,9 @@ class Ledger:
 
     def take(self, packed: bytes) -> list[Recovered]:
         """Send what a worker has recorded, as ``held`` has packed it; what the store does not take waits."""
-        held.unpack(packed, self._spool.folder)
+        from qtrack.ledger.held import unpack
+
+        unpack(packed, self._spool.folder)
         return self.sync()
 
     def swept(self, sweep: str) -> dict[str, str]:
@@ -229,7 +231,7 @@ class Ledger:
         if runs:
             found = [self._reader.run(reference, ids) for reference in runs]
         else:
-            found = self._reader.stages(self._campaign(campaign, experiment, ids), ids)
+            found = self._reader.stages(self._campaign(campaign, experiment, ids))
         return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
     def finished(self, experiment: str) -> list[Strategy]:
@@ -238,10 +240,13 @@ class Ledger:
         found = self._reader.finished(list(experiments))
         return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
-    def timeline(self, experiment: str) -> list[Strategy]:
-        """The same, and those that a campaign did not execute but referred to, at that campaign's time."""
+    def timeline(self, experiment: str, stage: str | None = None, most: int = MOST) -> list[Strategy]:
+        """The same, and those that a campaign did not execute but referred to, at that campaign's time.
+
+        Of all, or of those with this name, no more than ``most``, and those the latest.
+        """
         experiments = self._experiments(experiment)
-        found = timeline(self._reader, list(experiments))
+        found = timeline(self._reader, list(experiments), most, stage)
         return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
     def executed(self, experiment: str, recipe: Recipe) -> list[Strategy]:
@@ -249,8 +254,9 @@ class Ledger:
         found = self._store.experiment_named(experiment)
         if found is None:
             return []
-        runs = self._reader.finished([found.experiment_id], {Tag.RECIPE_DIGEST: recipe.digest})
-        return [strategy_of(run, experiment) for run in reversed(runs)]
+        wanted = {Tag.RECIPE_DIGEST: recipe.digest}
+        runs = self._reader.finished([found.experiment_id], wanted, latest_first=True)
+        return [strategy_of(run, experiment) for run in runs]
 
     def layers(self, reference: str) -> list[dict[str, Any]]:
         """The layer table of a run, in execution order."""
@@ -320,10 +326,14 @@ class Ledger:
 
     def tags(self, strategies: Sequence[Strategy]) -> dict[str, Mapping[str, str]]:
         """The tags of each strategy's run, by its id."""
-        return tags_of(self._reader, strategies, list(self._experiments()))
+        ids = [strategy.run_id for strategy in strategies]
+        found = self._reader.with_ids(ids, list(self._experiments()))
+        return {run_id: run.tags for run_id, run in found.items()}
 
     def model(self, reference: str, task: Task) -> nn.Module:
         """The model that a run saved, built from the task and checked; raises StoreError in one line."""
+        from qtrack.ledger.models import load_checked
+
         run = self._run(reference)
         saved = run.tags.get(Tag.MODEL, "not saved")
         if saved != "saved":
@@ -331,7 +341,7 @@ class Ledger:
         fingerprint = self._fingerprint(run)
         with self._artifacts.copy(run, File.MODEL) as folder:
             try:
-                return models.load_checked(task, folder, fingerprint)
+                return load_checked(task, folder, fingerprint)
             except StoreError as error:
                 raise StoreError(f"the run {shown(run)}: {error}") from error
 
@@ -404,14 +414,13 @@ class Ledger:
             raise RunNotFound(f"no experiment {name!r}; there are {known}")
         return {found.experiment_id: found.name}
 
-    def _campaign(self, reference: str | None, experiment: str | None, ids: Sequence[str]) -> str:
+    def _campaign(self, reference: str | None, experiment: str | None, ids: Sequence[str]) -> RunRow:
         if reference is not None:
             return self._reader.campaign_named(reference, ids)
-        latest = self._reader.latest_campaign(ids)
-        if latest is None:
-            where = f"in the experiment {experiment!r}" if experiment else f"in {self._store}"
-            raise RunNotFound(f"no campaign is recorded {where}; start one with: qtrack run PIPELINE.yaml")
-        return latest
+        for latest in self._reader.campaigns(ids, 1):
+            return latest
+        where = f"in the experiment {experiment!r}" if experiment else f"in {self._store}"
+        raise RunNotFound(f"no campaign is recorded {where}; start one with: qtrack run PIPELINE.yaml")
 
     def _run(self, reference: str) -> RunRow:
         return self._reader.run(reference, list(self._experiments()))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qtrack.outcome import Outcome
     from qtrack.task import Inputs
 
-MLMODEL, REQUIREMENTS, ENVIRONMENT = "MLmodel", "requirements.txt", "python_env.yaml"
+REQUIREMENTS, ENVIRONMENT = "requirements.txt", "python_env.yaml"
 PACKAGES = ("mlflow", "numpy", "pandas", "qtrack", "torch")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -48,7 +48,7 @@ def describe(folder: Path, outcome: Outcome, output: Any, task: str, run_id: str
     )
     (folder / REQUIREMENTS).write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
     _PythonEnv.current().to_yaml(str(folder / ENVIRONMENT))
-    model.save(str(folder / MLMODEL))
+    model.save(str(folder / File.MLMODEL))
 
 
 def requirements() -> list[str]:

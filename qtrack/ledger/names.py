@@ -152,6 +152,8 @@ class File:
     """Of a campaign: all that its stages came to, as one page."""
     FIGURES = "figures"
     MODEL = "model"
+    MLMODEL = "MLmodel"
+    """In that folder: what makes it a model of MLflow's."""
 
 
 STAGE, CAMPAIGN, REPRODUCTION = "stage", "campaign", "reproduction"

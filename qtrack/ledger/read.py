@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from qtrack.errors import RunNotFound
@@ -15,8 +15,8 @@ from qtrack.ledger.sql_source import sql_source
 from qtrack.ledger.store import Store
 from qtrack.ledger.strategy import number, whole
 
-MIN_PREFIX = 4
-MAX_LISTED = 12
+MIN_PREFIX, WHOLE = 4, 32
+MAX_LISTED, AT_ONCE = 12, 500
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -36,65 +36,67 @@ class Reader:
         """Names of all active experiments, by id."""
         return self.source.experiments()
 
-    def stages(self, campaign: str, experiments: Sequence[str]) -> list[RunRow]:
+    def stages(self, campaign: RunRow) -> list[RunRow]:
         """All stages of a campaign in their order, whether it executed them or refers to earlier runs.
 
         One that was recorded twice is there twice.
         """
-        runs = self.source.runs(Query(experiments, {Tag.KIND: STAGE, Tag.CAMPAIGN: campaign}))
-        runs += self._referred(campaign, experiments)
+        tags = {Tag.KIND: STAGE, Tag.CAMPAIGN: campaign.tags.get(Tag.CAMPAIGN, "")}
+        runs = [*self.source.runs(Query([campaign.experiment_id], tags)), *self._referred(campaign)]
         return sorted(runs, key=lambda run: (_index(run), run.started_ms))
 
-    def _referred(self, campaign: str, experiments: Sequence[str]) -> list[RunRow]:
-        owner = self._campaign_run(campaign, experiments)
-        references = list(references_in(owner)) if owner else []
-        if owner is None or not references:
-            return []
-        ids = sorted({one.run for one in references if set(one.run) <= _HEX})
-        found = {run.run_id: run for run in self.source.runs(Query(experiments, ids=ids))}
+    def _referred(self, owner: RunRow) -> list[RunRow]:
+        references = list(references_in(owner))
+        found = self.with_ids([one.run for one in references], [owner.experiment_id])
         return [as_referred(found[one.run], one, owner) for one in references if one.run in found]
 
-    def finished(self, experiments: Sequence[str], tags: Mapping[str, str] | None = None) -> list[RunRow]:
-        """All stages that finished and have these values of tags, the oldest first."""
-        query = Query(experiments, {Tag.KIND: STAGE, **(tags or {})}, status="FINISHED")
-        return self.source.runs(query)[::-1]
+    def with_ids(self, ids: Iterable[str], experiments: Sequence[str]) -> dict[str, RunRow]:
+        """The runs with these whole ids, by them; what is no id, or of no run, is left out."""
+        known = sorted({one for one in ids if set(one) <= _HEX})
+        parts = [known[first : first + AT_ONCE] for first in range(0, len(known), AT_ONCE)]
+        return {run.run_id: run for part in parts for run in self.source.runs(Query(experiments, ids=part))}
 
-    def running(self, experiments: Sequence[str]) -> list[RunRow]:
+    def finished(
+        self, experiments: Sequence[str], tags: Mapping[str, str] | None = None, *, latest_first: bool = False
+    ) -> Iterator[RunRow]:
+        """All stages that finished and have these values of tags, the oldest first unless it is said."""
+        wanted = {Tag.KIND: STAGE, **(tags or {})}
+        return self.source.runs(Query(experiments, wanted, status="FINISHED", oldest_first=not latest_first))
+
+    def running(self, experiments: Sequence[str]) -> Iterator[RunRow]:
         """All runs of qtrack's, of whichever kind, that have not ended, the oldest first."""
-        return self.source.runs(Query(experiments, beginning=(Tag.KIND, ""), status="RUNNING"))[::-1]
+        return self.source.runs(
+            Query(experiments, beginning=(Tag.KIND, ""), status="RUNNING", oldest_first=True)
+        )
 
-    def campaigns(self, experiments: Sequence[str]) -> list[RunRow]:
-        """The runs of all campaigns themselves, the oldest first."""
-        return self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}))[::-1]
+    def campaigns(self, experiments: Sequence[str], limit: int | None = None) -> Iterator[RunRow]:
+        """The runs of campaigns themselves, the latest first."""
+        return self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}, limit=limit))
 
-    def latest_campaign(self, experiments: Sequence[str]) -> str | None:
-        """The id of the campaign that was opened last."""
-        runs = self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}, limit=1))
-        return next((run.tags.get(Tag.CAMPAIGN) for run in runs), None)
-
-    def campaign_named(self, reference: str, experiments: Sequence[str]) -> str:
-        """A campaign by its id or a unique beginning of it."""
+    def campaign_named(self, reference: str, experiments: Sequence[str]) -> RunRow:
+        """The run of a campaign by its id or a unique beginning of it."""
         query = Query(experiments, {Tag.KIND: CAMPAIGN}, beginning=(Tag.CAMPAIGN, reference))
-        names = dict.fromkeys(run.tags[Tag.CAMPAIGN] for run in self.source.runs(query))
-        found = [name for name in names if name.startswith(reference)]
+        found: dict[str, RunRow] = {}
+        for run in self.source.runs(query):
+            if run.tags[Tag.CAMPAIGN].startswith(reference):
+                found.setdefault(run.tags[Tag.CAMPAIGN], run)
+            if reference in found or len(found) > MAX_LISTED:
+                break
         if reference in found:
-            return reference
+            return found[reference]
         if len(found) != 1:
-            raise RunNotFound(
-                _unclear("campaign", reference, found or self._campaigns(experiments), bool(found))
-            )
-        return str(found[0])
+            listed = list(found) or [
+                run.tags[Tag.CAMPAIGN] for run in self.campaigns(experiments, MAX_LISTED + 1)
+            ]
+            raise RunNotFound(_unclear("campaign", reference, listed, bool(found)))
+        return next(iter(found.values()))
 
     def campaign_run(self, campaign: str, experiments: Sequence[str]) -> RunRow:
         """The run of a campaign itself."""
-        found = self._campaign_run(campaign, experiments)
-        if found is None:
-            raise RunNotFound(f"the run of the campaign {campaign!r} was deleted")
-        return found
-
-    def _campaign_run(self, campaign: str, experiments: Sequence[str]) -> RunRow | None:
         query = Query(experiments, {Tag.KIND: CAMPAIGN, Tag.CAMPAIGN: campaign}, limit=1)
-        return next(iter(self.source.runs(query)), None)
+        for run in self.source.runs(query):
+            return run
+        raise RunNotFound(f"the run of the campaign {campaign!r} was deleted")
 
     def run(self, reference: str, experiments: Sequence[str]) -> RunRow:
         """The stage that a reference names; raises RunNotFound with what there is instead."""
@@ -102,9 +104,10 @@ class Reader:
             reference = run_behind(self.store, reference)
         campaign, slash, stage = reference.partition("/")
         if slash:
-            return self._stage_of(self.campaign_named(campaign, experiments), stage, reference, experiments)
-        latest = self.latest_campaign(experiments)
-        candidates = self.stages(latest, experiments) if latest else []
+            return self._stage_of(self.campaign_named(campaign, experiments), stage, reference)
+        if len(reference) == WHOLE and (whole_id := self._stage_with_id(reference, experiments)):
+            return whole_id
+        candidates = [run for latest in self.campaigns(experiments, 1) for run in self.stages(latest)]
         found = _last_of_each([run for run in candidates if run.tags.get(Tag.STAGE) == reference])
         known = {run.run_id for run in found}
         found += [run for run in self._with_prefix(reference, experiments) if run.run_id not in known]
@@ -114,8 +117,12 @@ class Reader:
             )
         return found[0]
 
-    def _stage_of(self, campaign: str, stage: str, reference: str, experiments: Sequence[str]) -> RunRow:
-        candidates = self.stages(campaign, experiments)
+    def _stage_with_id(self, reference: str, experiments: Sequence[str]) -> RunRow | None:
+        found = self.with_ids([reference.lower()], experiments).get(reference.lower())
+        return found if found and found.tags.get(Tag.KIND) == STAGE else None
+
+    def _stage_of(self, campaign: RunRow, stage: str, reference: str) -> RunRow:
+        candidates = self.stages(campaign)
         found = _last_of_each([run for run in candidates if run.tags.get(Tag.STAGE) == stage])
         if not found:
             raise RunNotFound(_unclear("run", reference, [_named(run) for run in candidates], False))
@@ -125,11 +132,8 @@ class Reader:
         prefix = reference.lower()
         if len(prefix) < MIN_PREFIX or not set(prefix) <= _HEX:
             return []
-        return self.source.runs(Query(experiments, {Tag.KIND: STAGE}, id_prefix=prefix))
-
-    def _campaigns(self, experiments: Sequence[str]) -> list[str]:
-        runs = self.source.runs(Query(experiments, {Tag.KIND: CAMPAIGN}, limit=MAX_LISTED))
-        return [run.tags[Tag.CAMPAIGN] for run in runs]
+        query = Query(experiments, {Tag.KIND: STAGE}, id_prefix=prefix, limit=MAX_LISTED + 1)
+        return list(self.source.runs(query))
 
 
 def _index(run: RunRow) -> int:

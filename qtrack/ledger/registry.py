@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from qtrack.errors import InputError, RunNotFound, StoreError
-from qtrack.ledger.mlmodel import MLMODEL
 from qtrack.ledger.names import File, Tag
 from qtrack.ledger.notes import version_note
 
@@ -127,8 +126,8 @@ def _check_model(store: Store, run: RunRow) -> None:
         raise StoreError(f"{shown} has no saved model: {saved}")
     with store.calling(f"list the files of {shown}") as client:
         present = {file.path for file in client.list_artifacts(_id(run), File.MODEL)}
-    if f"{File.MODEL}/{MLMODEL}" not in present:
-        raise StoreError(f"the model of {shown} is no MLflow model: it has no {MLMODEL}")
+    if f"{File.MODEL}/{File.MLMODEL}" not in present:
+        raise StoreError(f"the model of {shown} is no MLflow model: it has no {File.MLMODEL}")
 
 
 def _aliases(client: MlflowClient, name: str) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """Which active runs, the latest first; what is left out does not matter."""
+    """Which active runs, the latest first or the oldest; what is left out does not matter."""
 
     experiments: Sequence[str]
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +46,7 @@ class Query:
     ids: Sequence[str] | None = None
     id_prefix: str | None = None
     limit: int | None = None
+    oldest_first: bool = False
 
 
 class Source(Protocol):
@@ -54,8 +55,8 @@ class Source(Protocol):
     def experiments(self) -> dict[str, str]:
         """Names of all active experiments, by id."""
 
-    def runs(self, query: Query) -> list[RunRow]:
-        """With all their tags and metrics."""
+    def runs(self, query: Query) -> Iterator[RunRow]:
+        """With all their tags and metrics, read a part at a time: few are in memory at once."""
 
     def curves(self, run_ids: Sequence[str], keys: Sequence[str]) -> dict[tuple[str, str], list[Point]]:
         """By run and key, in the order of steps; what a run does not have is absent."""

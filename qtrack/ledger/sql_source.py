@@ -23,8 +23,8 @@ from qtrack.ledger.store import Store
 TESTED_SCHEMAS = {"dc11669786a5"}
 """Of MLflow 3.17."""
 READ_ONLY = {"sqlite": "PRAGMA query_only = ON", "postgresql": "SET TRANSACTION READ ONLY"}
-MANY = 5000
-"""Values in one list of a statement, fewer than any database refuses."""
+AT_ONCE = 2000
+"""Runs in one statement: fewer values than any database refuses, and few enough to be held in memory."""
 
 COLUMNS = "r.run_uuid, r.name, r.experiment_id, r.status, r.start_time"
 ACTIVE = "r.lifecycle_stage = 'active' AND r.experiment_id IN :experiments"
@@ -55,17 +55,36 @@ class SqlSource:
         with self._reading("list the experiments") as connection:
             return {str(number): name for number, name in connection.execute(text(statement))}
 
-    def runs(self, query: Query) -> list[RunRow]:
+    def runs(self, query: Query) -> Iterator[RunRow]:
+        """Runs are put in order by themselves: their tags, which no database finds by value, are looked at in
+        that order and only until there are enough."""
+        found = 0
+        for part in _parts(self._candidates(query)):
+            rows = self._rows(query, part, query.limit and query.limit - found)
+            yield from rows
+            found += len(rows)
+            if found == query.limit:
+                return
+
+    def _candidates(self, query: Query) -> list[str]:
+        """The ids of all runs that may be meant, in order."""
         if not query.experiments:
             return []
-        conditions, values = _conditions(query)
-        limit = f" LIMIT {query.limit}" if query.limit else ""
-        statement = (
-            f"SELECT {COLUMNS} FROM runs r WHERE {' AND '.join(conditions)} "
-            f"ORDER BY r.start_time DESC, r.run_uuid{limit}"
-        )
+        conditions, values = _of_runs(query)
+        statement = f"SELECT r.run_uuid FROM runs r WHERE {' AND '.join(conditions)} {_order(query)}"
         with self._reading("search the runs") as connection:
-            found = connection.execute(_expanding(statement, values), values).all()
+            return list(connection.execute(_expanding(statement, values), values).scalars())
+
+    def _rows(self, query: Query, ids: list[str], limit: int | None) -> list[RunRow]:
+        """Those of them whose tags are as the query wants."""
+        conditions, values = _of_tags(query)
+        where = " AND ".join(["r.run_uuid IN :ids", *conditions])
+        statement = f"SELECT {COLUMNS} FROM runs r WHERE {where} {_order(query)}"
+        values["ids"] = ids
+        with self._reading("search the runs") as connection:
+            found = connection.execute(
+                _expanding(f"{statement} LIMIT {limit}" if limit else statement, values), values
+            ).all()
             ids = [row[0] for row in found]
             tags, metrics = _by_run(connection, TAGS, ids), _by_run(connection, LATEST, ids)
             for run, values in _by_run(connection, NOT_A_NUMBER, ids).items():
@@ -100,15 +119,27 @@ CURVES = """SELECT run_uuid, key, step, CASE WHEN is_nan THEN NULL ELSE value EN
 WHERE run_uuid IN :runs AND key IN :keys ORDER BY run_uuid, key, step, timestamp"""
 
 
-def _conditions(query: Query) -> tuple[list[str], dict[str, Any]]:
-    conditions: list[str] = [ACTIVE]
-    values: dict[str, Any] = {"experiments": [int(number) for number in query.experiments]}
+def _order(query: Query) -> str:
+    if query.oldest_first:
+        return "ORDER BY r.start_time, r.run_uuid DESC"
+    return "ORDER BY r.start_time DESC, r.run_uuid"
+
+
+def _of_tags(query: Query) -> tuple[list[str], dict[str, Any]]:
+    conditions: list[str] = []
+    values: dict[str, Any] = {}
     for place, (tag, value) in enumerate(query.tags.items()):
         conditions.append(_tagged(place, "="))
         values |= {f"tag{place}": tag, f"value{place}": value}
     if query.beginning:
         conditions.append(_tagged(99, "LIKE"))
         values |= {"tag99": query.beginning[0], "value99": f"{query.beginning[1]}%"}
+    return conditions, values
+
+
+def _of_runs(query: Query) -> tuple[list[str], dict[str, Any]]:
+    conditions: list[str] = [ACTIVE]
+    values: dict[str, Any] = {"experiments": [int(number) for number in query.experiments]}
     if query.status:
         conditions.append("r.status = :status")
         values["status"] = query.status
@@ -142,5 +173,5 @@ def _by_run(connection: Connection, statement: str, ids: Sequence[str]) -> dict[
 
 
 def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
-    for first in range(0, len(ids), MANY):
-        yield list(ids[first : first + MANY])
+    for first in range(0, len(ids), AT_ONCE):
+        yield list(ids[first : first + AT_ONCE])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from heapq import merge
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from qtrack.ledger.names import Tag
 from qtrack.ledger.references import as_referred, references_in
 
 if TYPE_CHECKING:
@@ -13,16 +16,32 @@ if TYPE_CHECKING:
     from qtrack.ledger.rows import RunRow
 
 
-def timeline(reader: Reader, experiments: Sequence[str]) -> list[RunRow]:
-    """Finished stages, the oldest first; one that a campaign refers to stands at its time as well."""
-    finished = reader.finished(experiments)
-    known = {run.run_id: run for run in finished}
-    referred = [run for owner in reader.campaigns(experiments) for run in _referred(owner, known)]
-    return sorted([*finished, *referred], key=lambda run: run.started_ms)
+MOST = 2000
+"""Of the latest, unless more are asked for: a store of any size is read in the same memory."""
 
 
-def _referred(owner: RunRow, known: Mapping[str, RunRow]) -> Iterator[RunRow]:
-    for reference in references_in(owner):
-        if reference.run in known:
-            run = as_referred(known[reference.run], reference, owner)
-            yield replace(run, started_ms=owner.started_ms + reference.index)
+def timeline(
+    reader: Reader, experiments: Sequence[str], most: int = MOST, stage: str | None = None
+) -> list[RunRow]:
+    """Finished stages, the oldest first; one that a campaign refers to stands at its time as well.
+
+    Of all, or of those with this name, no more than ``most``, and those the latest.
+    """
+    wanted = {Tag.STAGE: stage} if stage else {}
+    executed = reader.finished(experiments, wanted, latest_first=True)
+    referred = _referred(reader, experiments, stage)
+    latest = islice(merge(executed, referred, key=lambda run: -run.started_ms), most)
+    return sorted(latest, key=lambda run: run.started_ms)
+
+
+def _referred(reader: Reader, experiments: Sequence[str], stage: str | None) -> Iterator[RunRow]:
+    """The latest first."""
+    for owner in reader.campaigns(experiments):
+        references = [one for one in references_in(owner) if stage in (None, one.stage)]
+        references.sort(key=lambda one: -one.index)
+        known = reader.with_ids([one.run for one in references], [owner.experiment_id])
+        for reference in references:
+            run = known.get(reference.run)
+            if run is not None and run.status == "FINISHED":
+                at = owner.started_ms + reference.index
+                yield replace(as_referred(run, reference, owner), started_ms=at)

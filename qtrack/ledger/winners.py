@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from qtrack.ledger.names import TARGET_MET, Tag
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from qtrack.ledger.rows import RunRow
 
 MOST_WINNERS = 5
+MOST_READ = 1000
+"""Stages that are looked at for them, of the own experiment and of others."""
 
 
 def winning_runs(
@@ -23,8 +26,11 @@ def winning_runs(
     """
     met = {Tag.TARGET_MET: TARGET_MET[True]}
     others = [one for one in experiments if one != own]
-    runs = reader.finished([own], met)[::-1] if own else []
-    runs += reader.finished(others, met | {Tag.ARCHITECTURE: architecture})[::-1] if others else []
+    alike = met | {Tag.ARCHITECTURE: architecture}
+    runs = chain(
+        islice(reader.finished([own] if own else [], met, latest_first=True), MOST_READ),
+        islice(reader.finished(others, alike, latest_first=True), MOST_READ),
+    )
     by_recipe: dict[str, RunRow] = {}
     for run in runs:
         if Tag.SEARCH in run.tags:

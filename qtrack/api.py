@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qtrack.case import Case
     from qtrack.difference import Difference
     from qtrack.engine.exporting import Exported
+    from qtrack.executors import Executor
     from qtrack.explanation import Explanation
     from qtrack.finding import Diagnosis, Finding, Worked
     from qtrack.gate import Gate
@@ -47,16 +48,19 @@ def run(
     fresh: bool = False,
     max_minutes: float | None = None,
     max_evaluations: int | None = None,
+    executor: Executor | None = None,
 ) -> list[StageResult]:
     """Run a pipeline file, or a checked plan, and record every stage; ``settings`` override its fields.
 
     A stage that is on record with the same ingredients is not executed again unless it must be ``fresh``.
-    ``max_minutes`` bounds all searches together, ``max_evaluations`` each of them.
+    ``max_minutes`` bounds all searches together, ``max_evaluations`` each of them. Workers of an ``executor``
+    (``executors.open_executor`` gives one) begin on stages and probes before their turn.
     """
     plan = pipeline if isinstance(pipeline, Plan) else read_plan(Path(pipeline), settings)
     ledger = open_ledger(tracking_uri)
     budget = Budget(max_minutes, max_evaluations)
-    return run_plan(plan, ledger, monitor, scratch=Scratch(ledger.scratch), fresh=fresh, budget=budget)
+    scratch = Scratch(ledger.scratch)
+    return run_plan(plan, ledger, monitor, scratch=scratch, fresh=fresh, budget=budget, executor=executor)
 
 
 def load(run: str, task: Task | str | None = None, tracking_uri: str | None = None) -> nn.Module:

@@ -7,15 +7,18 @@ which the ledger implements, and to a Monitor.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from qtrack import diagnosis
+from qtrack.ahead import Ahead, Wanted
 from qtrack.budget import Budget
 from qtrack.data import inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads
 from qtrack.environment import environment
+from qtrack.executors import Executor
 from qtrack.finding import Diagnosis
 from qtrack.ingredients import common_ingredients
 from qtrack.monitor import SILENT, Advance, Monitor
@@ -24,7 +27,7 @@ from qtrack.pipeline import Plan, StageSpec, further_name
 from qtrack.recall import Memory
 from qtrack.recipe import Recipe
 from qtrack.records import CampaignRecord, Known, Recorder, Setting, StageRecord, StageResult
-from qtrack.rewriting import rewritten
+from qtrack.rewriting import foreseen, rewritten
 from qtrack.scratch import Scratch
 from qtrack.searching import Prober, Purse
 from qtrack.services import Asked, Diagnoser, Pricer, Sensor, total
@@ -42,20 +45,25 @@ def run_plan(
     scratch: Scratch | None = None,
     fresh: bool = False,
     budget: Budget | None = None,
+    executor: Executor | None = None,
 ) -> list[StageResult]:
     """Run all stages in order and record each; data and model are checked before any record is opened.
 
     A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
     must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either. Searches end
-    with their ``budget``.
+    with their ``budget``. Workers of an ``executor`` begin on what can be foreseen; the task must then be one
+    that they can load by its name.
     """
+    if executor and executor.aside and plan.pipeline.threads is None:  # so that all execute alike
+        plan = replace(plan, pipeline=plan.pipeline.model_copy(update={"threads": 1}))
     scratch = scratch or Scratch()
     scratch.tidy()
     with torch_threads(plan.pipeline.threads):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
             memory = Memory(setting, recorder, scratch, fresh=fresh)
-            campaign = _Campaign(setting, record, monitor, memory, Purse(budget or Budget()))
+            purse, ahead = Purse(budget or Budget()), Ahead(setting, executor)
+            campaign = _Campaign(setting, record, monitor, memory, purse, ahead)
             try:
                 campaign.run()
             finally:
@@ -75,7 +83,13 @@ class _Campaign:
     """The state of a running campaign: what earlier stages left behind."""
 
     def __init__(
-        self, setting: Setting, record: CampaignRecord, monitor: Monitor, memory: Memory, purse: Purse
+        self,
+        setting: Setting,
+        record: CampaignRecord,
+        monitor: Monitor,
+        memory: Memory,
+        purse: Purse,
+        ahead: Ahead,
     ) -> None:
         self.plan = plan = setting.plan
         self.sizes = {name: split.samples for name, split in setting.splits.items()}
@@ -83,6 +97,7 @@ class _Campaign:
         self.monitor = monitor
         self.memory = memory
         self.purse = purse
+        self.ahead = ahead
         self.start = settled(plan.pipeline.recipe)
         self.results: list[StageResult] = []
         self.judged: dict[str, Judged] = {}
@@ -93,6 +108,8 @@ class _Campaign:
         self.last: str | None = None
 
     def run(self) -> None:
+        if self.ahead:
+            self.ahead.plan(Wanted(one) for one in foreseen(self.plan) if not self.memory.executed(one))
         for spec in self.plan.pipeline.stages:
             start = self._start_of(spec)
             result = self._kept(self._run_stage(spec, start))
@@ -151,6 +168,7 @@ class _Campaign:
                 probe=prober,
                 plan=prober.plan,
                 spared=prober.spared,
+                expect=self._expect,
                 propose=prober.propose,
                 mixtures=sensor,
                 outlook=lambda: sensor.outlook(self.baseline, self.plan.pipeline.target),
@@ -216,6 +234,9 @@ class _Campaign:
         """Execute and judge; the float model is executed first where no stage has done so."""
         self._need_baseline(recipe, monitor)
         baseline = self.baseline.outcome if self.baseline else None
+        sent = self.ahead.outcome(Wanted(recipe, thorough, timed), monitor, until)
+        if sent is not None:
+            return self._judge(sent, monitor)
         with self.memory.checkpoint(recipe) as checkpoint:
             outcome = execute(
                 self.plan.task,
@@ -264,6 +285,12 @@ class _Campaign:
         judged = self.execute(recipe, monitor, thorough=False, timed=timed, until=until)
         self.memory.keep_probe(judged.outcome)
         return judged
+
+    def _expect(self, recipes: Sequence[Recipe], timed: bool = False) -> None:
+        """What a search may try next; where all of it is executed here, this is nothing."""
+        if self.ahead:
+            new = (one for one in recipes if self._tried(one) is None and self.memory.probe(one) is None)
+            self.ahead.guess([Wanted(one, thorough=False, timed=timed) for one in new])
 
     def diagnose(self, stage: StageResult | None, monitor: Monitor) -> Diagnosis:
         """What a finished stage's error comes from, recorded with its run."""

@@ -25,6 +25,30 @@ def rewritten(plan: Plan, spec: StageSpec, recipe: Recipe, evidence: Evidence) -
     return settled(found)
 
 
+def foreseen(plan: Plan) -> list[Recipe]:
+    """The recipes that the stages will probably execute, in order, of as many as need no execution to say it.
+
+    A stage that searches or looks at what was executed is left out, and so are those that start from it.
+    """
+    start = settled(plan.pipeline.recipe)
+    evidence = Evidence(plan.pipeline.target, None, None, {}, _nothing_executed)
+    recipes: dict[str | None, Recipe | None] = {None: start}
+    last: str | None = None
+    for spec in plan.pipeline.stages:
+        recipe = recipes.get(spec.start or last)
+        recipes[spec.name] = found = recipe and _foreseen(plan, spec, recipe, evidence)
+        if found is None or found.quantizes:
+            last = spec.name
+    return [recipe for name, recipe in recipes.items() if name and recipe]
+
+
+def _foreseen(plan: Plan, spec: StageSpec, recipe: Recipe, evidence: Evidence) -> Recipe | None:
+    try:
+        return rewritten(plan, spec, recipe, evidence)
+    except Exception:  # whatever it misses, it fails on it again in its turn, and is heard then
+        return None
+
+
 def first_quantized(plan: Plan) -> tuple[StageSpec, Recipe]:
     """The first stage whose recipe quantizes, and that recipe; raises PipelineError where there is none.
 

@@ -56,8 +56,8 @@ def runs(ledger):
     experiments = list(ledger._reader.experiments())
     read = ledger._reader.source.runs
     return (
-        read(Query(experiments, {Tag.KIND: CAMPAIGN})),
-        read(Query(experiments, {Tag.KIND: STAGE})),
+        list(read(Query(experiments, {Tag.KIND: CAMPAIGN}))),
+        list(read(Query(experiments, {Tag.KIND: STAGE}))),
     )
 
 

@@ -30,4 +30,12 @@ tracking_uri = click.option(
     help="The MLflow store; default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in this folder.",
 )
 
+executor = click.option(
+    "--executor", help="in-process, processes or ray; default: ray where RAY_ADDRESS is set, else in-process."
+)
+address = click.option(
+    "--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or a new one."
+)
+workers = click.option("--workers", type=click.IntRange(min=1), help="Processes, or cores of a new cluster.")
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

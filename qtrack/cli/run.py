@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qtrack.cli import options
 from qtrack.cli.options import as_json, debug, tracking_uri
 from qtrack.cli.signals import terminating_as_interrupted
 
 if TYPE_CHECKING:
     from qtrack.budget import Budget
+    from qtrack.executors import Executor
     from qtrack.finding import Worked
     from qtrack.ledger import Ledger, Strategy
     from qtrack.pipeline import Plan
@@ -38,6 +40,9 @@ TARGET_MISSED = 1
 @click.option("--fresh", is_flag=True, help="Execute every stage, even those that are on record already.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="Time for all searches together.")
 @click.option("--max-evaluations", type=click.IntRange(min=1), help="Recipes that each search may try.")
+@options.executor
+@options.address
+@options.workers
 @click.option("-v", "--verbose", is_flag=True, help="Say also what the recording itself cost.")
 @as_json
 @tracking_uri
@@ -51,6 +56,9 @@ def run(
     fresh: bool,
     max_minutes: float | None,
     max_evaluations: int | None,
+    executor: str | None,
+    address: str | None,
+    workers: int | None,
     verbose: bool,
     as_json: bool,
     tracking_uri: str | None,
@@ -59,6 +67,7 @@ def run(
 
     A stage whose ingredients (weights, data, recipe, code, versions) equal those of a finished one on record
     is not executed again but referred to. So the same command goes on where an interrupted one stopped.
+    With an executor, workers begin on stages and probes before their turn; what comes out is the same.
     A search whose budget is spent, or that Ctrl-C interrupts, leaves the best that it has found.
 
     \b
@@ -67,10 +76,12 @@ def run(
       qtrack run digits.yaml --set target.max_drop=0.005 --set until=target
       qtrack run digits.yaml --require-target --json > strategies.json
       qtrack run digits.yaml --max-minutes 30
+      qtrack run digits.yaml --executor processes --workers 4
     """
     from qtrack.api import open_ledger
     from qtrack.budget import Budget
     from qtrack.cli import render
+    from qtrack.executors import open_executor
     from qtrack.pipeline import read_plan
     from qtrack.report.verdict import best
 
@@ -78,7 +89,9 @@ def run(
     with terminating_as_interrupted():
         plan = read_plan(pipeline, _parsed(settings))
         ledger = open_ledger(tracking_uri)
-        noted, results = _recorded(plan, ledger, Budget(max_minutes, max_evaluations), fresh=fresh)
+        budget = Budget(max_minutes, max_evaluations)
+        with open_executor(executor, address=address, workers=workers) as chosen:
+            noted, results = _recorded(plan, ledger, budget, chosen, fresh=fresh)
     strategies = noted.strategies()
     render.strategies(strategies, as_json=as_json)
     render.remark(_closing(strategies, results, ledger))
@@ -88,7 +101,9 @@ def run(
         ctx.exit(TARGET_MISSED)
 
 
-def _recorded(plan: Plan, ledger: Ledger, budget: Budget, *, fresh: bool) -> tuple[_Noted, list[StageResult]]:
+def _recorded(
+    plan: Plan, ledger: Ledger, budget: Budget, executor: Executor, *, fresh: bool
+) -> tuple[_Noted, list[StageResult]]:
     from rich.console import Console
 
     from qtrack.campaign import run_plan
@@ -100,7 +115,13 @@ def _recorded(plan: Plan, ledger: Ledger, budget: Budget, *, fresh: bool) -> tup
     try:
         with monitor(Console(stderr=True)) as shown:
             results = run_plan(
-                plan, noted, shown, scratch=Scratch(ledger.scratch), fresh=fresh, budget=budget
+                plan,
+                noted,
+                shown,
+                scratch=Scratch(ledger.scratch),
+                fresh=fresh,
+                budget=budget,
+                executor=executor,
             )
     except BaseException:
         if noted.id:

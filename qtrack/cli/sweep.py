@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qtrack.cli import options
 from qtrack.cli.options import as_json, debug, tracking_uri
 from qtrack.cli.signals import terminating_as_interrupted
 
@@ -19,9 +20,9 @@ FAILED = 3
 
 @click.command()
 @click.argument("sweep", type=click.Path(path_type=Path), metavar="SWEEP.yaml")
-@click.option("--executor", help="in-process, processes or ray; default: ray where RAY_ADDRESS is set.")
-@click.option("--address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, or a new one.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes, or cores of a new Ray cluster.")
+@options.executor
+@options.address
+@options.workers
 @click.option("--resume", is_flag=True, help="Leave out the jobs that this sweep has finished before.")
 @as_json
 @tracking_uri

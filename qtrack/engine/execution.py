@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ def check_forward(task: Task) -> None:
 def execute(
     task: Task,
     recipe: Recipe,
-    baseline: Outcome | None = None,
+    baseline: HasModel | None = None,
     monitor: Monitor = SILENT,
     *,
     thorough: bool = True,
@@ -98,6 +98,13 @@ def execute(
         return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(
             baseline, thorough=thorough, timed=timed or thorough, until=until
         )
+
+
+class HasModel(Protocol):
+    """What is known of the float model's outcome."""
+
+    @property
+    def model(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +184,7 @@ class _Execution:
         self.first = _first_batch(task)
         self.example = task.inputs(self.first)
 
-    def run(self, baseline: Outcome | None, *, thorough: bool, timed: bool, until: Until | None) -> Outcome:
+    def run(self, baseline: HasModel | None, *, thorough: bool, timed: bool, until: Until | None) -> Outcome:
         torch.manual_seed(self.recipe.seed)
         floating = self.task.model().eval()
         quantized = self._quantize(floating).quantized if self.recipe.quantizes else None
@@ -297,7 +304,7 @@ class _Execution:
         )
         return histograms(quantized.pair, self.example, [row.layer for row in ranked[:WORST]])
 
-    def _time(self, model: nn.Module, baseline: Outcome | None) -> Latency:
+    def _time(self, model: nn.Module, baseline: HasModel | None) -> Latency:
         with self._phase("time"):
             return latency(model, baseline.model if baseline else model, self.example, size_of(self.first))
 

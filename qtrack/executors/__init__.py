@@ -61,6 +61,10 @@ class Executor(Protocol):
     """Does jobs."""
 
     @property
+    def aside(self) -> bool:
+        """Does it work while its caller does something else?"""
+
+    @property
     def slots(self) -> int:
         """Jobs that it takes before it has finished one."""
 

@@ -11,7 +11,7 @@ from qtrack.executors import Job, perform
 class InProcess:
     """Implements Executor; a job is done before ``submit`` returns, and Ctrl-C interrupts it."""
 
-    slots = 1
+    aside, slots = False, 1
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         pass

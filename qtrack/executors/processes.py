@@ -15,6 +15,8 @@ from qtrack.executors import Job, WorkerLost, perform
 class Processes:
     """Implements Executor. A pool of one for each worker, so that a death is known to be of one job."""
 
+    aside = True
+
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         self.slots = workers or os.cpu_count() or 1
         self._idle = [_pool() for _ in range(self.slots)]

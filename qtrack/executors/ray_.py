@@ -40,6 +40,8 @@ AHEAD = 2
 class RayExecutor:
     """Implements Executor; joins the cluster at an address, or starts one on this machine."""
 
+    aside = True
+
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         self._ours = not ray.is_initialized()
         where = address or os.environ.get("RAY_ADDRESS")

@@ -25,14 +25,20 @@ class Cheapest:
     """Narrows down to a cheap set.
 
     ``meets`` evaluates one, as one of LOOKS where its second argument says so; ``spent``: no more may be.
+    ``expect`` is told before which ones may come, the likeliest first.
     """
 
     def __init__(
-        self, costs: Mapping[str, float], meets: Callable[[Set, bool], bool], spent: Callable[[], bool]
+        self,
+        costs: Mapping[str, float],
+        meets: Callable[[Set, bool], bool],
+        spent: Callable[[], bool],
+        expect: Callable[[Sequence[Set]], None] = lambda sets: None,
     ) -> None:
         self.costs = costs
         self.meets = meets
         self.spent = spent
+        self.expect = expect
         self.found: Set | None = None
         """The cheapest that meets the target so far."""
 
@@ -53,6 +59,7 @@ class Cheapest:
         low, high = 1, len(order)
         while low <= high and not self.spent():
             count = (low + high) // 2
+            self.expect([frozenset(order[:one]) for one in likely(low, high)])
             low, high = (low, count - 1) if self.take(order[:count]) else (count + 1, high)
 
     def give_back(self, candidates: Callable[[Set], Sequence[Set]]) -> None:
@@ -60,7 +67,9 @@ class Cheapest:
         looks, improved = 0, True
         while improved and self.found is not None:
             improved = False
-            for candidate in filter(self.is_cheaper, candidates(self.found)):
+            cheaper = list(filter(self.is_cheaper, candidates(self.found)))
+            for place, candidate in enumerate(cheaper):
+                self.expect(cheaper[place : place + LOOKS - looks])
                 if looks == LOOKS or self.spent():
                     return
                 looks += 1
@@ -71,3 +80,10 @@ class Cheapest:
     def is_cheaper(self, layers: Set) -> bool:
         """Than what was found?"""
         return self.found is None or self.cost(layers) < self.cost(self.found)
+
+
+def likely(low: int, high: int) -> list[int]:
+    """What bisection between these looks at now, and what it looks at next, whichever way this goes."""
+    middle = (low + high) // 2
+    halves = ((low, middle - 1), (middle + 1, high))
+    return [middle, *((first + last) // 2 for first, last in halves if first <= last)]

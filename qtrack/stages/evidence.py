@@ -114,6 +114,8 @@ class Evidence:
     """Say before a search how many evaluations it takes at most."""
     spared: Callable[[int], None] = _unplanned
     """Say how many of them what earlier runs found has made needless."""
+    expect: Callable[[Sequence[Recipe]], None] = _unplanned
+    """Say which recipes may be tried next, the likeliest first: others may begin on them meanwhile."""
     propose: Callable[[Recipe], None] = _unplanned
     """Say what the answer would be if the search ended now."""
     mixtures: Callable[[], Mixtures | None] = _none

@@ -89,7 +89,7 @@ class _Search:
         self.tried: dict[Set, Judged] = {frozenset(): self.start}
         self.evaluations = 0
         self.allowed = most_evaluations(self.limit)
-        self.cheapest = Cheapest(costs, self._meets, lambda: self.evaluations >= self.allowed)
+        self.cheapest = Cheapest(costs, self._meets, lambda: self.evaluations >= self.allowed, self._expect)
 
     def run(self) -> Recipe:
         self.evidence.plan(self.allowed)
@@ -146,6 +146,9 @@ class _Search:
         cheaper = (frozenset(ranking[:count]) for count in range(len(ranking), 0, -1))
         bound = self.cheapest.cost(layers)
         return list(islice((one for one in cheaper if self.cheapest.cost(one) < bound), 1))
+
+    def _expect(self, sets: Sequence[Set]) -> None:
+        self.evidence.expect([self._recipe(layers) for layers in sets if layers not in self.tried])
 
     def _meets(self, layers: Set, strictly: bool) -> bool:
         looks = LOOKS if strictly else ALONG

@@ -11,7 +11,7 @@ from pydantic import Field
 from qtrack.errors import RecipeError
 from qtrack.recipe import Recipe, Static
 from qtrack.search.assignment import Cost, front, least_noise, spent
-from qtrack.search.fewest import ALONG
+from qtrack.search.fewest import ALONG, likely
 from qtrack.search.prices import Choice, PriceTable
 from qtrack.stages.evidence import Evidence, Judged, ProbeFailed
 
@@ -86,6 +86,7 @@ def _cheapest(
     evidence.propose(recipe)
     while low <= high:
         middle = (low + high) // 2
+        evidence.expect([table.recipe(recipe, candidates[one]) for one in likely(low, high)])
         found = _tried(evidence, table.recipe(recipe, candidates[middle]))
         met = found is not None and evidence.holds(found, ALONG)
         if found is not None and (met or _is_better(found, best)):

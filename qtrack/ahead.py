@@ -1,0 +1,149 @@
+"""Recipes that other processes execute before the campaign comes to them.
+
+A campaign goes through its stages, and a search through its probes, one after the other, so that neither what
+they come to nor what is recorded depends on where they were executed. But many a recipe is known before its
+turn: that of a stage that asks for no evidence, and those that a search says it may try next. Workers begin
+on these. What the campaign never asks for is thrown away: a wrong guess costs time, and no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qtrack.executors import TRIES, Executor, Job, WorkerLost
+from qtrack.monitor import Monitor
+from qtrack.outcome import Outcome, Stopped, Until
+from qtrack.recipe import Recipe
+from qtrack.records import Setting
+from qtrack.remote import OtherIngredients, Sent
+
+log = logging.getLogger("qtrack")
+
+Key = tuple[str, bool, bool]
+
+
+class Wanted(NamedTuple):
+    """An execution, as ``engine.execute`` is asked for it."""
+
+    recipe: Recipe
+    thorough: bool = True
+    timed: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.recipe.digest, self.thorough, self.thorough or self.timed
+
+
+@dataclass
+class _Begun:
+    """A job that a worker has."""
+
+    job: Job
+    future: Future[Sent]
+    guess: bool
+    tries: int = 1
+
+
+class Ahead:
+    """What the workers of an executor do for a campaign; without an executor nothing."""
+
+    def __init__(self, setting: Setting, executor: Executor | None = None) -> None:
+        self._setting = setting
+        self._executor = executor if executor and executor.aside else None
+        self._begun: dict[Key, _Begun] = {}
+        self._planned: dict[Key, Wanted] = {}
+        self._guessed: dict[Key, Wanted] = {}
+
+    def __bool__(self) -> bool:
+        """Is there anyone to begin?"""
+        return self._executor is not None
+
+    def plan(self, wanted: Iterable[Wanted]) -> None:
+        """These will be asked for, in this order."""
+        self._planned = {one.key: one for one in wanted}
+        self._fill()
+
+    def guess(self, wanted: Iterable[Wanted]) -> None:
+        """These may be asked for next, the likeliest first; what was guessed before is forgotten."""
+        self._guessed = {one.key: one for one in wanted if one.key not in self._begun}
+        done = [key for key, begun in self._begun.items() if begun.guess and begun.future.done()]
+        for key in done:
+            if key not in {one.key for one in wanted}:
+                del self._begun[key]
+        self._fill()
+
+    def outcome(self, wanted: Wanted, monitor: Monitor, until: Until | None = None) -> Outcome | None:
+        """What a worker came to, waited for; None where nobody was to begin, or can do the same.
+
+        Raises what ``engine.execute`` raises, and WorkerLost where one worker after another was lost.
+        """
+        key = wanted.key
+        if self._executor is None:
+            return None
+        if key not in self._begun:
+            if not (self._planned.pop(key, None) or self._guessed.pop(key, None)):
+                return None
+            self._guessed = {key: wanted, **self._guessed}  # as soon as a worker is free
+        try:
+            with monitor.phase("wait for a worker", None):
+                sent = self._received(key)
+        except OtherIngredients as error:
+            log.warning("%s: all is executed here", error)
+            self._executor = None
+            self._begun.clear()
+            return None
+        for point in sent.points:
+            monitor.report(*point)
+        _stop(sent, until)
+        return sent.whole(self._setting.plan.task)
+
+    def _received(self, key: Key) -> Sent:
+        while True:
+            self._fill()
+            mine = self._begun.get(key)
+            if mine and mine.future.done():
+                if not isinstance(error := mine.future.exception(), WorkerLost) or mine.tries == TRIES:
+                    return self._begun.pop(key).future.result()
+                log.warning("%s: %s; it is tried again", mine.job.name, error)
+                assert self._executor is not None
+                mine.future, mine.tries = self._executor.submit(mine.job), mine.tries + 1
+            wait(self._running(), return_when=FIRST_COMPLETED)
+
+    def _running(self) -> list[Future[Sent]]:
+        return [begun.future for begun in self._begun.values() if not begun.future.done()]
+
+    def _fill(self) -> None:
+        """Keep all workers busy."""
+        while self._executor and len(self._running()) < self._executor.slots:
+            source = self._guessed or self._planned
+            if not source:
+                return
+            key = next(iter(source))
+            job = self._job(source.pop(key))
+            self._begun[key] = _Begun(job, self._executor.submit(job), guess=source is self._guessed)
+
+    def _job(self, wanted: Wanted) -> Job:
+        plan = self._setting.plan
+        arguments = {
+            "task": plan.pipeline.task,
+            "folder": str(plan.folder.resolve()),
+            "ingredients": dict(self._setting.ingredients),
+            "recipe": wanted.recipe,
+            "sizes": {name: split.samples for name, split in self._setting.splits.items()},
+            "thorough": wanted.thorough,
+            "timed": wanted.timed,
+        }
+        name = f"recipe {wanted.recipe.digest[:8]}"
+        return Job(name, "qtrack.remote:executed", arguments, plan.pipeline.threads or 1)
+
+
+def _stop(sent: Sent, until: Until | None) -> None:
+    """Where the evaluation would have been stopped, had it been done here; raises Stopped."""
+    scores = sent.outcome.validation.scores
+    for count in sent.batches:
+        if until and until(scores[:count]):
+            raise Stopped(scores[:count], sent.outcome.cost)

@@ -1,0 +1,200 @@
+"""What workers do for a campaign before its turn changes neither what comes out nor what is recorded."""
+
+import pickle
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from memory import Memory
+
+from qtrack import Ledger
+from qtrack.ahead import Ahead, Wanted
+from qtrack.campaign import _inspect, run_plan
+from qtrack.cli import main
+from qtrack.engine import execute
+from qtrack.executors import Job, WorkerLost, perform
+from qtrack.monitor import SILENT
+from qtrack.outcome import Stopped
+from qtrack.pipeline import read_plan
+from qtrack.rewriting import foreseen
+
+TASK = Path(__file__).with_name("tiny.py")
+STAGES = ["float", "ptq", {"qat": {"epochs": 1}}, {"fallback": {"from": "ptq"}}, "bias_correction"]
+COARSE = {"engine": "x86", "default": {"mode": "static", "weight": {"bits": 3}}}
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def plan(folder, **fields):
+    written = {"name": "p", "task": f"{TASK}:Tiny", "recipe": COARSE, "stages": STAGES, "threads": 1}
+    (folder / "p.yaml").write_text(yaml.safe_dump({**written, "target": {"max_drop": 0.0}, **fields}))
+    return read_plan(folder / "p.yaml")
+
+
+class Stand:
+    """Implements Executor in this process: arguments and results are pickled, the first tries may be lost."""
+
+    aside = True
+
+    def __init__(self, slots=2, lost=0):
+        self.slots, self.lost = slots, lost
+        self.jobs: list[Job] = []
+
+    def submit(self, job):
+        self.jobs.append(job)
+        future = Future()
+        if len(self.jobs) <= self.lost:
+            future.set_exception(WorkerLost("the worker was killed"))
+            return future
+        try:
+            future.set_result(pickle.loads(pickle.dumps(perform(pickle.loads(pickle.dumps(job))))))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self):
+        pass
+
+
+def results(plan, executor=None):
+    memory = Memory()
+    run_plan(plan, memory, executor=executor)
+    return memory
+
+
+def same(one, other):
+    """Two outcomes, in all but what they cost."""
+    assert one.recipe == other.recipe
+    assert one.digests == other.digests
+    assert one.layers == other.layers
+    assert one.qparams == other.qparams
+    assert np.array_equal(one.validation.scores, other.validation.scores)
+    assert one.cost.forward_samples == other.cost.forward_samples
+    state, other_state = one.model.state_dict(), other.model.state_dict()
+    assert state.keys() == other_state.keys()
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other_state[name]), name
+
+
+def test_a_campaign_comes_to_the_same_with_workers(tmp_path, caplog):
+    executor = Stand()
+    caplog.set_level("WARNING")
+    alone, helped = results(plan(tmp_path)), results(plan(tmp_path), executor)
+    assert len(executor.jobs) > len(foreseen(plan(tmp_path))) == 3
+    for one, other in zip(alone.results, helped.results, strict=True):
+        same(one.judged.outcome, other.judged.outcome)
+        assert (one.name, one.judged.meets_target) == (other.name, other.judged.meets_target)
+        assert alone.stages[one.name].points == helped.stages[one.name].points
+        for probe, its in zip(one.probes, other.probes, strict=True):
+            same(probe.outcome, its.outcome)
+    assert "executed here" not in caplog.text
+    assert alone.stages["qat"].points
+    assert any(one.probes for one in alone.results)
+
+
+def test_what_can_be_foreseen_needs_no_execution(tmp_path):
+    stages = ["float", "ptq", "fallback", "bias_correction", {"per_channel": {"from": "ptq"}}]
+    found = foreseen(plan(tmp_path, stages=stages))
+    assert [recipe.quantizes for recipe in found] == [False, True, True]  # not what starts from fallback
+
+
+def test_a_search_says_what_it_may_try_next(tmp_path):
+    executor = Stand(slots=8)
+    memory = results(plan(tmp_path, stages=["float", "ptq", "fallback"]), executor)
+    tried = {probe.outcome.recipe.digest for probe in memory.results[-1].probes}
+    probes = [job.arguments["recipe"].digest for job in executor.jobs if not job.arguments["thorough"]]
+    assert tried <= set(probes)
+    assert len(probes) == len(set(probes))
+
+
+def test_a_search_s_guesses_are_dropped_where_they_were_wrong(tmp_path):
+    plan_ = plan(tmp_path)
+    ahead = Ahead(_inspect(plan_, SILENT), Stand(slots=4))
+    wanted = [Wanted(recipe, thorough=False) for recipe in foreseen(plan_)]
+    ahead.guess(wanted[:2])
+    ahead.guess(wanted[2:])
+    assert ahead.outcome(wanted[0], SILENT) is None
+    assert ahead.outcome(wanted[2], SILENT).recipe == wanted[2].recipe
+
+
+def test_an_evaluation_ends_where_it_would_have_ended_here(tmp_path):
+    plan_ = plan(tmp_path)
+    recipe = foreseen(plan_)[1]
+
+    def enough(scores):
+        return len(scores) >= 20
+
+    ahead = Ahead(_inspect(plan_, SILENT), Stand())
+    ahead.guess([Wanted(recipe, thorough=False)])
+    with pytest.raises(Stopped) as here:
+        execute(plan_.task, recipe, thorough=False, until=enough)
+    with pytest.raises(Stopped) as there:
+        ahead.outcome(Wanted(recipe, thorough=False), SILENT, enough)
+    assert len(there.value.scores) == 32
+    assert np.array_equal(here.value.scores, there.value.scores)
+
+
+def test_a_worker_that_is_lost_has_its_recipe_tried_again(tmp_path, caplog):
+    plan_ = plan(tmp_path, stages=["float", "ptq"])
+    executor = Stand(slots=1, lost=2)
+    assert len(results(plan_, executor).stages) == 2
+    assert caplog.text.count("it is tried again") == 2
+    with pytest.raises(WorkerLost):
+        results(plan_, Stand(slots=1, lost=99))
+
+
+def test_a_worker_that_would_come_to_something_else_is_not_used(tmp_path, caplog):
+    executor, plan_ = Stand(), plan(tmp_path, stages=["float", "ptq"])
+
+    class Other(type(plan_.task)):
+        def calibration(self):
+            yield from list(super().calibration())[1:]
+
+    found = results(replace(plan_, task=Other()), executor)
+    assert len(found.stages) == 2
+    assert "data.calibration" in caplog.text
+    assert caplog.text.count("all is executed here") == 1
+
+
+def test_a_worker_that_has_no_such_task_is_not_used(tmp_path, caplog):
+    plan_ = plan(tmp_path, stages=["float", "ptq"])
+    elsewhere = replace(plan_, pipeline=plan_.pipeline.model_copy(update={"task": "gone.py:Tiny"}))
+    assert len(results(elsewhere, Stand()).stages) == 2
+    assert "a worker cannot load the task" in caplog.text
+
+
+def test_an_executor_that_works_in_this_process_begins_on_nothing(tmp_path):
+    executor = Stand()
+    executor.aside = False
+    results(plan(tmp_path, stages=["float", "ptq"]), executor)
+    assert executor.jobs == []
+
+
+@pytest.mark.slow
+def test_the_command_with_processes_records_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan(tmp_path)
+    recorded = {}
+    for name, arguments in {"alone": [], "processes": ["--executor", "processes", "--workers", "2"]}.items():
+        uri = f"sqlite:///{tmp_path / name}.db"
+        done = CliRunner().invoke(main, ["run", "p.yaml", "--fresh", "--tracking-uri", uri, *arguments])
+        assert done.exit_code == 0, done.output
+        ledger = Ledger.open(uri)
+        recorded[name] = [
+            (s.stage, s.recipe_digest, ledger.recorded(s.run_id).result.digests, ledger.layers(s.run_id))
+            for s in ledger.strategies()
+        ]
+    assert recorded["alone"] == recorded["processes"]
+    assert len(recorded["alone"]) == 5

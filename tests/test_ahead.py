@@ -192,9 +192,10 @@ def test_the_command_with_processes_records_the_same(tmp_path, monkeypatch):
         done = CliRunner().invoke(main, ["run", "p.yaml", "--fresh", "--tracking-uri", uri, *arguments])
         assert done.exit_code == 0, done.output
         ledger = Ledger.open(uri)
-        recorded[name] = [
-            (s.stage, s.recipe_digest, ledger.recorded(s.run_id).result.digests, ledger.layers(s.run_id))
-            for s in ledger.strategies()
-        ]
+        recorded[name] = []
+        for stage in ledger.strategies():
+            result = ledger.recorded(stage.run_id).result
+            digests = stage.recipe_digest, result.parameters, result.behaviour
+            recorded[name].append((stage.stage, *digests, ledger.layers(stage.run_id)))
     assert recorded["alone"] == recorded["processes"]
     assert len(recorded["alone"]) == 5

@@ -14,12 +14,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qtrack.errors import TaskError
 from qtrack.executors import TRIES, Executor, Job, WorkerLost
 from qtrack.monitor import Monitor
 from qtrack.outcome import Outcome, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Setting
 from qtrack.remote import OtherIngredients, Sent
+from qtrack.task import reference_to
 
 log = logging.getLogger("qtrack")
 
@@ -54,6 +56,13 @@ class Ahead:
     def __init__(self, setting: Setting, executor: Executor | None = None) -> None:
         self._setting = setting
         self._executor = executor if executor and executor.aside else None
+        self._task = ""
+        if self._executor:
+            try:
+                self._task = reference_to(setting.plan.task)
+            except TaskError as error:
+                log.warning("%s: all is executed here", error)
+                self._executor = None
         self._begun: dict[Key, _Begun] = {}
         self._planned: dict[Key, Wanted] = {}
         self._guessed: dict[Key, Wanted] = {}
@@ -129,8 +138,7 @@ class Ahead:
     def _job(self, wanted: Wanted) -> Job:
         plan = self._setting.plan
         arguments = {
-            "task": plan.pipeline.task,
-            "folder": str(plan.folder.resolve()),
+            "task": self._task,
             "ingredients": dict(self._setting.ingredients),
             "recipe": wanted.recipe,
             "sizes": {name: split.samples for name, split in self._setting.splits.items()},

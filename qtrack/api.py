@@ -348,28 +348,37 @@ def sensitivity(
     task: Task | str | None = None,
     *,
     exact: bool = False,
+    executor: Executor | None = None,
     tracking_uri: str | None = None,
     monitor: Monitor = SILENT,
 ) -> Ranking:
     """Which layers a quantized model's error comes from, on its calibration samples; recorded nowhere.
 
     Of a run or a pipeline file, as ``diagnose`` takes them. One sweep over the samples ranks all layers;
-    ``exact`` switches each of them by itself as well. Raises what ``diagnose`` raises, BackendError where the
-    backend gives no graph whose layers can be switched, and InputError where no layer is quantized.
+    ``exact`` switches each of them by itself as well; the workers of an ``executor`` share that. Raises what
+    ``diagnose`` raises, BackendError where the backend gives no graph whose layers can be switched, and
+    InputError where no layer is quantized.
     """
     from qtrack.data import inspect_splits
     from qtrack.engine import check_forward, torch_threads
+    from qtrack.ingredients import common_ingredients
     from qtrack.sensitivity import Sensitivity
+    from qtrack.shards import switched
 
     case = case_of(subject, task, tracking_uri)[1]
-    with torch_threads(case.threads):
-        sizes = {name: split.samples for name, split in inspect_splits(case.task, monitor).items()}
+    helped = executor if exact and executor and executor.aside else None
+    with torch_threads(case.threads or (1 if helped else None)):
+        splits = inspect_splits(case.task, monitor)
+        sizes = {name: split.samples for name, split in splits.items()}
         check_forward(case.task)
         found = Sensitivity(case.task, case.recipe, monitor, sizes=sizes)
         if not found.board.layers:
             raise InputError(f"{case.subject}: no layer runs on integers, so there is none to rank")
-        ranking = found.ranking
-        return found.exact(ranking) if exact else ranking
+        ranking, shares = found.ranking, None
+        if helped:
+            ingredients = common_ingredients(case.task, splits)
+            shares = switched(helped, case.task, found.recipe, ingredients, case.threads or 1, monitor)
+        return found.exact(ranking, shares) if exact else ranking
 
 
 def audit(task: Task | str, *, monitor: Monitor = SILENT) -> tuple[Finding, ...]:

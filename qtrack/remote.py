@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
+from itertools import count
 from typing import Any, NoReturn
 
 import torch
@@ -27,6 +27,7 @@ from qtrack.ingredients import common_ingredients, drifted
 from qtrack.monitor import Advance
 from qtrack.outcome import Outcome
 from qtrack.recipe import Recipe
+from qtrack.sensitivity import Sensitivity, Switched
 from qtrack.statistics import Scores
 from qtrack.task import Task, load_task
 
@@ -54,7 +55,6 @@ class Sent:
 
 def executed(
     task: str,
-    folder: str,
     ingredients: Mapping[str, str],
     recipe: Recipe,
     sizes: Mapping[str, int],
@@ -63,9 +63,7 @@ def executed(
     timed: bool,
 ) -> Sent:
     """Execute a recipe; raises what ``engine.execute`` raises, and OtherIngredients."""
-    found, own = _task(task, folder, torch.get_num_threads())
-    for drift in drifted(ingredients, own):
-        raise OtherIngredients(f"{drift.name} is {drift.now[:20]} on the worker, and {drift.was[:20]} here")
+    found = _same(task, ingredients)
     batches: list[int] = []
     noted = _Noted()
 
@@ -80,11 +78,35 @@ def executed(
     return Sent(replace(outcome, build=_not_sent), state, batches, noted.points)
 
 
+def switched(
+    task: str, ingredients: Mapping[str, str], recipe: Recipe, share: int, of: int
+) -> list[tuple[int, Switched]]:
+    """A share of an exact sensitivity sweep: what each layer does in these batches, by their places.
+
+    Raises what ``Sensitivity`` raises, and OtherIngredients.
+    """
+    found = _sensitivity(_same(task, ingredients), recipe)
+    return list(zip(count(share, of), found.switched(share, of), strict=False))
+
+
 @lru_cache(maxsize=1)
-def _task(name: str, folder: str, threads: int) -> tuple[Task, dict[str, str]]:
+def _sensitivity(task: Task, recipe: Recipe) -> Sensitivity:
+    return Sensitivity(task, recipe)
+
+
+def _same(name: str, ingredients: Mapping[str, str]) -> Task:
+    """The task, where all that goes into an execution is the same here; raises OtherIngredients."""
+    task, own = _task(name, torch.get_num_threads())
+    for drift in drifted(ingredients, own):
+        raise OtherIngredients(f"{drift.name} is {drift.now[:20]} on the worker, and {drift.was[:20]} here")
+    return task
+
+
+@lru_cache(maxsize=1)
+def _task(name: str, threads: int) -> tuple[Task, dict[str, str]]:
     """And all that goes into whatever is executed with so many threads."""
     try:
-        task = load_task(name, Path(folder))
+        task = load_task(name)
         return task, common_ingredients(task, inspect_splits(task))
     except QtrackError as error:  # it has been loaded where the campaign is
         raise OtherIngredients(f"a worker cannot load the task: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -93,6 +94,17 @@ def load_task(reference: str, folder: Path | None = None) -> Task:
     if not source or not name:
         raise TaskError(f"task {reference!r}: write package.module:Class or path/to/file.py:Class")
     return _instance(getattr_of(load_module(source, folder, "task"), name, f"task {reference!r}"), reference)
+
+
+def reference_to(task: Task) -> str:
+    """The name by which another process loads the same: in its file, or in a package's module."""
+    module, name = inspect.getmodule(type(task)), type(task).__qualname__
+    if module is not None and module.__package__:
+        return f"{module.__name__}:{name}"
+    try:
+        return f"{Path(inspect.getfile(type(task))).resolve()}:{name}"
+    except (OSError, TypeError) as cause:
+        raise TaskError(f"the task {name} has no file from which another process could load it") from cause
 
 
 def load_recorded_task(reference: str) -> Task:

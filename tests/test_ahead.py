@@ -14,6 +14,7 @@ from memory import Memory
 
 from qtrack import Ledger
 from qtrack.ahead import Ahead, Wanted
+from qtrack.api import sensitivity
 from qtrack.campaign import _inspect, run_plan
 from qtrack.cli import main
 from qtrack.engine import execute
@@ -40,6 +41,12 @@ def plan(folder, **fields):
     written = {"name": "p", "task": f"{TASK}:Tiny", "recipe": COARSE, "stages": STAGES, "threads": 1}
     (folder / "p.yaml").write_text(yaml.safe_dump({**written, "target": {"max_drop": 0.0}, **fields}))
     return read_plan(folder / "p.yaml")
+
+
+def named(plan, name, **own):
+    """A task that claims to be this class of the plan's file."""
+    base = type(plan.task)
+    return type("Other", (base,), {"__module__": base.__module__, "__qualname__": name, **own})()
 
 
 class Stand:
@@ -158,11 +165,10 @@ def test_a_worker_that_is_lost_has_its_recipe_tried_again(tmp_path, caplog):
 def test_a_worker_that_would_come_to_something_else_is_not_used(tmp_path, caplog):
     executor, plan_ = Stand(), plan(tmp_path, stages=["float", "ptq"])
 
-    class Other(type(plan_.task)):
-        def calibration(self):
-            yield from list(super().calibration())[1:]
+    def calibration(self):
+        yield from list(type(plan_.task).calibration(self))[1:]
 
-    found = results(replace(plan_, task=Other()), executor)
+    found = results(replace(plan_, task=named(plan_, "Tiny", calibration=calibration)), executor)
     assert len(found.stages) == 2
     assert "data.calibration" in caplog.text
     assert caplog.text.count("all is executed here") == 1
@@ -170,8 +176,7 @@ def test_a_worker_that_would_come_to_something_else_is_not_used(tmp_path, caplog
 
 def test_a_worker_that_has_no_such_task_is_not_used(tmp_path, caplog):
     plan_ = plan(tmp_path, stages=["float", "ptq"])
-    elsewhere = replace(plan_, pipeline=plan_.pipeline.model_copy(update={"task": "gone.py:Tiny"}))
-    assert len(results(elsewhere, Stand()).stages) == 2
+    assert len(results(replace(plan_, task=named(plan_, "Gone")), Stand()).stages) == 2
     assert "a worker cannot load the task" in caplog.text
 
 
@@ -180,6 +185,32 @@ def test_an_executor_that_works_in_this_process_begins_on_nothing(tmp_path):
     executor.aside = False
     results(plan(tmp_path, stages=["float", "ptq"]), executor)
     assert executor.jobs == []
+
+
+def test_workers_that_share_an_exact_sweep_come_to_the_same_sums(tmp_path):
+    plan(tmp_path, stages=["ptq"])
+    executor = Stand(slots=1)
+    alone = sensitivity(tmp_path / "p.yaml", exact=True)
+    shared = sensitivity(tmp_path / "p.yaml", exact=True, executor=executor)
+    assert len(executor.jobs) == 4
+    assert [(one.layer, one.alone, one.back) for one in shared.shares] == [
+        (one.layer, one.alone, one.back) for one in alone.shares
+    ]
+    assert shared.exact_forward_samples == alone.exact_forward_samples
+
+
+def test_an_exact_sweep_goes_on_where_a_worker_is_lost(tmp_path):
+    plan(tmp_path, stages=["ptq"])
+    assert sensitivity(tmp_path / "p.yaml", exact=True, executor=Stand(slots=1, lost=2)).exact_seconds > 0
+    with pytest.raises(WorkerLost):
+        sensitivity(tmp_path / "p.yaml", exact=True, executor=Stand(slots=1, lost=99))
+
+
+def test_a_task_that_no_file_holds_is_executed_here(tmp_path, caplog):
+    plan_ = plan(tmp_path, stages=["float", "ptq"])
+    shell = named(plan_, "Shell", __module__="nowhere")
+    assert len(results(replace(plan_, task=shell), Stand()).stages) == 2
+    assert "has no file from which another process could load it" in caplog.text
 
 
 @pytest.mark.slow

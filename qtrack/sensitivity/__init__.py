@@ -4,6 +4,6 @@ Accuracy is measured on calibration samples, never on those that decide. It goes
 (`qtrack.numerics.switchboard`), on which a mixture of float and integer layers is one forward pass.
 """
 
-from qtrack.sensitivity.measuring import Sensitivity
+from qtrack.sensitivity.measuring import Sensitivity, Switched
 
-__all__ = ["Sensitivity"]
+__all__ = ["Sensitivity", "Switched"]

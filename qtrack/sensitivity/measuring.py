@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +36,17 @@ SAMPLES = 256
 """Calibration samples on which the harm of a mixture is measured."""
 HELD_BYTES = 1 << 30
 """Of values that are kept so that only what changes is computed again; batches beyond are run whole."""
+
+
+class Switched(NamedTuple):
+    """What the layers of one batch do, each switched by itself: sums over its samples."""
+
+    alone: dict[str, float]
+    """Noise at the output with this layer alone quantized."""
+    back: dict[str, float]
+    """What goes away of it with this layer alone back in float."""
+    samples: int
+    forwards: float
 
 
 class Sensitivity:
@@ -98,37 +111,42 @@ class Sensitivity:
         change = loss / samples if self.uses_loss else None
         return Share(name, site.type, site.params, own, output / samples, change)
 
-    def exact(self, ranking: Ranking) -> Ranking:
-        """With what each layer does alone, and what it alone back in float takes away."""
+    def exact(self, ranking: Ranking, switched: Iterable[Switched] | None = None) -> Ranking:
+        """With what each layer does alone, and what it alone back in float takes away.
+
+        ``switched`` are all batches in their order, where others have switched the layers.
+        """
         began, before = time.perf_counter(), self._forward
-        alone, back = self._one_by_one()
+        order, samples = self.board.layers, 0
+        alone, back = dict.fromkeys(order, 0.0), dict.fromkeys(order, 0.0)
+        for one in self.switched() if switched is None else switched:
+            for name in order:
+                alone[name] += one.alone[name]
+                back[name] += one.back[name]
+            samples += one.samples
+            self._forward += one.forwards
         seconds = time.perf_counter() - began
         self.seconds += seconds
+        alone = {name: noise / samples for name, noise in alone.items()}
+        back = {name: noise / samples for name, noise in back.items()}
         return ranking.with_exact(alone, back, round(self._forward - before), seconds)
 
-    def _one_by_one(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Noise at the output of each layer alone, and what goes away with it alone back in float.
+    def switched(self, share: int = 0, of: int = 1) -> Iterator[Switched]:
+        """Every layer switched by itself, batch by batch; of so many shares of the batches one.
 
         Each batch runs whole twice, in float and quantized; every layer is then switched from there, so that
         what stands before it is not computed again. Memory is that of two traces of one batch.
         """
         every = frozenset(self.board.layers)
-        alone, back, samples = dict.fromkeys(every, 0.0), dict.fromkeys(every, 0.0), 0
+        batches = islice(self._calibration(), share, None, of)
         with using_engine(self.recipe.engine):
-            for batch in self._watched("switch layers", self._calibration()):
+            for batch in self._watched("switch layers", batches):
                 one = self._measured(batch)
                 floating, quantized = one.run(every), one.run(())
                 whole = one.noise(quantized)
-                for name in every:
-                    alone[name] += one.noise(one.switched(floating, every - {name}))
-                    back[name] += whole - one.noise(one.switched(quantized, {name}))
-                samples += one.samples
-                self._forward += one.forwards
-        order = self.board.layers
-        return (
-            {name: alone[name] / samples for name in order},
-            {name: back[name] / samples for name in order},
-        )
+                alone = {name: one.noise(one.switched(floating, every - {name})) for name in every}
+                back = {name: whole - one.noise(one.switched(quantized, {name})) for name in every}
+                yield Switched(alone, back, one.samples, one.forwards)
 
     def scores_alone(self, split: Split) -> dict[str, float]:
         """The task's mean score with each layer alone quantized."""

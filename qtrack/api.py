@@ -165,6 +165,8 @@ def reproduce(
 ) -> Reproduction:
     """Execute a run's recipe again, with as many threads, compare, and record the comparison as a run.
 
+    What was made on a GPU is executed on one, or where there is none on the CPU: ``device`` has drifted then.
+
     Raises RunNotFound, TaskError where the task is not found, and StoreError where the run has not left what
     there is to compare with, as one that failed.
     """
@@ -241,13 +243,14 @@ def _reproduced(ledger: Ledger, run: str, task: Task, monitor: Monitor) -> Repro
     import torch
 
     from qtrack.data import inspect_splits
-    from qtrack.engine import check_forward, execute, torch_threads
+    from qtrack.engine import at_hand, check_forward, execute, torch_threads, using_device
     from qtrack.ingredients import common_ingredients, drifted, recipe_ingredients
     from qtrack.reproduction import compared, result_of
 
     recorded, threads = ledger.recorded(run), torch.get_num_threads()
     began = time.perf_counter()
-    with torch_threads(recorded.threads), ledger.reproduction(recorded) as record:
+    threads_as, device_as = torch_threads(recorded.threads), using_device(at_hand(recorded.device))
+    with threads_as, device_as, ledger.reproduction(recorded) as record:
         splits = inspect_splits(task, monitor)
         check_forward(task)
         now = {**common_ingredients(task, splits), **recipe_ingredients(task, recorded.recipe)}
@@ -306,10 +309,10 @@ def _ledger_at_hand(tracking_uri: str | None) -> Ledger | None:
 def diagnosed(case: Case, ledger: Ledger | None, max_drop: float | None, monitor: Monitor) -> Diagnosis:
     """Diagnose, and record it where it is about a run; one that cannot be recorded is a warning."""
     from qtrack import diagnosis
-    from qtrack.engine import torch_threads
+    from qtrack.engine import torch_threads, using_device
 
     target = case.pipeline.target if max_drop is None else case.pipeline.target.having(max_drop=max_drop)
-    with torch_threads(case.threads):
+    with torch_threads(case.threads), using_device(case.device):
         found = diagnosis.diagnose(
             case.task,
             case.recipe,
@@ -346,11 +349,11 @@ def sensitivity(
     backend gives no graph whose layers can be switched, and InputError where no layer is quantized.
     """
     from qtrack.data import inspect_splits
-    from qtrack.engine import check_forward, torch_threads
+    from qtrack.engine import check_forward, torch_threads, using_device
     from qtrack.sensitivity import Sensitivity
 
     case = case_of(subject, task, tracking_uri)[1]
-    with torch_threads(case.threads):
+    with torch_threads(case.threads), using_device(case.device):
         sizes = {name: split.samples for name, split in inspect_splits(case.task, monitor).items()}
         check_forward(case.task)
         found = Sensitivity(case.task, case.recipe, monitor, sizes=sizes)

@@ -14,7 +14,7 @@ from typing import Any
 from qtrack import diagnosis
 from qtrack.budget import Budget
 from qtrack.data import inspect_splits, overlaps
-from qtrack.engine import check_forward, execute, settled, torch_threads
+from qtrack.engine import check_forward, execute, settled, torch_threads, using_device
 from qtrack.environment import environment
 from qtrack.finding import Diagnosis
 from qtrack.ingredients import common_ingredients
@@ -47,11 +47,11 @@ def run_plan(
 
     A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
     must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either. Searches end
-    with their ``budget``.
+    with their ``budget``. Raises InputError where the pipeline's device is not here.
     """
     scratch = scratch or Scratch()
     scratch.tidy()
-    with torch_threads(plan.pipeline.threads):
+    with torch_threads(plan.pipeline.threads), using_device(plan.pipeline.device):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
             memory = Memory(setting, recorder, scratch, fresh=fresh)

@@ -34,6 +34,7 @@ TARGET_MISSED = 1
     metavar="KEY=VALUE",
     help="Override a field, such as target.max_drop=0.01.",
 )
+@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N, for all that computes in float.")
 @click.option("--require-target", is_flag=True, help="Exit with 1 unless a strategy surely meets the target.")
 @click.option("--fresh", is_flag=True, help="Execute every stage, even those that are on record already.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="Time for all searches together.")
@@ -47,6 +48,7 @@ def run(
     ctx: click.Context,
     pipeline: Path,
     settings: tuple[str, ...],
+    device: str | None,
     require_target: bool,
     fresh: bool,
     max_minutes: float | None,
@@ -67,6 +69,7 @@ def run(
       qtrack run digits.yaml --set target.max_drop=0.005 --set until=target
       qtrack run digits.yaml --require-target --json > strategies.json
       qtrack run digits.yaml --max-minutes 30
+      qtrack run digits.yaml --device cuda
     """
     from qtrack.api import open_ledger
     from qtrack.budget import Budget
@@ -76,7 +79,8 @@ def run(
 
     start = time.perf_counter()
     with terminating_as_interrupted():
-        plan = read_plan(pipeline, _parsed(settings))
+        chosen = {} if device is None else {"device": device}
+        plan = read_plan(pipeline, _parsed(settings) | chosen)
         ledger = open_ledger(tracking_uri)
         noted, results = _recorded(plan, ledger, Budget(max_minutes, max_evaluations), fresh=fresh)
     strategies = noted.strategies()

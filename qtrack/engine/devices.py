@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
-from qtrack.errors import InputError
+from qtrack.backends.messages import first_line
+from qtrack.errors import DataError, InputError, TaskError
 
 log = logging.getLogger("qtrack")
 
@@ -82,15 +83,42 @@ def moved(batch: Nested, device: torch.device) -> Nested:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have a model there for the time being, and on the CPU again afterwards."""
+    """Have a model there for the time being, and on the CPU again afterwards.
+
+    Raises DataError where the device's memory does not do, and TaskError where what a task's own function
+    holds is not on it.
+    """
     if device == CPU:
         yield
         return
-    model.to(device)
     try:
+        model.to(device)
         yield
+    except torch.OutOfMemoryError as cause:
+        raise DataError(
+            f"{device}: out of memory: smaller batches need less ({first_line(cause)})"
+        ) from cause
     finally:
         model.to(CPU)
+
+
+@contextmanager
+def calling(function: str, device: torch.device) -> Iterator[None]:
+    """A task's own function; raises TaskError where tensors of its own have stayed on the CPU."""
+    try:
+        yield
+    except RuntimeError as cause:
+        if device == CPU or "same device" not in str(cause):
+            raise
+        raise TaskError(
+            f"{function}() mixes devices: batch and output are on {device}, where tensors of its own must go "
+            f"as well: .to(output.device) ({first_line(cause)})"
+        ) from cause
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), CPU)
 
 
 def follows(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from qtrack.data import size_of
-from qtrack.engine.devices import CPU, moved, on_device
+from qtrack.engine.devices import CPU, calling, moved, on_device
 from qtrack.errors import DataError, TaskError
 from qtrack.outcome import Evaluation, Until
 from qtrack.task import Batch, Inputs, Split, Task
@@ -61,7 +61,8 @@ def evaluate(
     with torch.no_grad(), on_device(model, device):
         for index, batch in enumerate(moved(batch, device) for batch in batches):
             output = call(model, task.inputs(batch), f"the model refuses {split} batch {index}")
-            scores.append(_scores(task, output, batch))
+            with calling(f"{type(task).__name__}.score", device):
+                scores.append(_scores(task, output, batch))
             labels.append(task.labels(batch))
             predictions.append(task.predictions(output, batch))
             nonfinite += _digest_output(output, outputs, size_of(batch))

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qtrack.backends import Backend, Prepared
 from qtrack.data import batches_of, size_of
-from qtrack.engine.devices import CPU, chance, moved, restore_chance
+from qtrack.engine.devices import CPU, calling, chance, moved, restore_chance
 from qtrack.engine.evaluation import call
 from qtrack.errors import DataError
 from qtrack.monitor import Monitor
@@ -111,9 +111,9 @@ def _epoch(
     """One pass over the training data; yields each batch's size and loss."""
     for batch in (moved(batch, device) for batch in batches_of(task, "training")):
         optimizer.zero_grad()
-        loss = task.loss(
-            call(prepared.model, task.inputs(batch), "the prepared model refuses a training batch"), batch
-        )
+        output = call(prepared.model, task.inputs(batch), "the prepared model refuses a training batch")
+        with calling(f"{type(task).__name__}.loss", device):
+            loss = task.loss(output, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         value = float(loss.detach())

@@ -32,6 +32,8 @@ class StandIn(TorchDispatchMode):
         self.there: dict[int, StorageWeakRef] = {}
         self.phase_name = ""
         self.ran: dict[str, Counter[tuple[str, str]]] = {}
+        self.generators: list[Tensor] = []
+        """States that the device's own generator was put into; numbers come from the CPU's."""
         self.within = False
         """In an operator on the device, so that what it makes on its way is there too."""
 
@@ -140,8 +142,8 @@ def stand_in(monkeypatch) -> Iterator[StandIn]:
     """As if there was one CUDA device."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
     mode = StandIn()
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: mode.generators.append(state))
     with mode, _Moves(mode):
         yield mode

@@ -37,8 +37,8 @@ def using_device(name: str) -> Iterator[None]:
     """Compute floats there: ``cpu``, ``cuda`` or ``cuda:N``; raises InputError where it is not."""
     if not available(name):
         there = ", ".join(["cpu", *(f"{name} ({kind})" for name, kind in cuda_devices().items())])
-        why = "" if torch.version.cuda else f"; torch {torch.__version__} is built without CUDA"
-        raise InputError(f"device {name}: it is not here, where there is {there}{why}")
+        why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+        raise InputError(f"device {name}: there is none here{why}; there is {there}")
     before = _chosen.set(torch.device(name))
     try:
         yield
@@ -67,9 +67,7 @@ def cuda_devices() -> dict[str, str]:
 
 
 def described(device: torch.device) -> str:
-    """What its results depend on: the kind of device, whichever of several it is."""
-    if device == CPU:
-        return "cpu"
+    """What the results of a GPU depend on: its kind, whichever of several it is."""
     return f"{device.type} ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
 
 
@@ -83,11 +81,7 @@ def moved(batch: Nested, device: torch.device) -> Nested:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have a model there for the time being, and on the CPU again afterwards.
-
-    Raises DataError where the device's memory does not do, and TaskError where what a task's own function
-    holds is not on it.
-    """
+    """Have a model there for the time being, and then on the CPU; raises DataError where memory runs out."""
     if device == CPU:
         yield
         return
@@ -95,9 +89,8 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(device)
         yield
     except torch.OutOfMemoryError as cause:
-        raise DataError(
-            f"{device}: out of memory: smaller batches need less ({first_line(cause)})"
-        ) from cause
+        said = f"{device} is out of memory: smaller batches need less ({first_line(cause)})"
+        raise DataError(said) from cause
     finally:
         model.to(CPU)
 

@@ -140,8 +140,9 @@ def _unseen(stand_in: StandIn) -> Iterator[None]:
 @contextmanager
 def stand_in(monkeypatch) -> Iterator[StandIn]:
     """As if there was one CUDA device."""
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: NAME)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: NAME)
     mode = StandIn()
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([7], dtype=torch.uint8))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: mode.generators.append(state))

@@ -25,7 +25,7 @@ from qtrack.engine import execute, measure, quantize, training, using_device
 from qtrack.engine.devices import CPU, chosen, device_of
 from qtrack.errors import DataError, InputError, TaskError
 from qtrack.ingredients import common_ingredients, execution_key
-from qtrack.recipe import CorrectBias, Histogram, Recipe, Training
+from qtrack.recipe import CorrectBias, Recipe, Training
 from qtrack.report.health import machine
 from qtrack.scratch import Checkpoint
 from qtrack.sweep import read_sweep, run_sweep
@@ -77,7 +77,12 @@ def on_the(device, task, recipe, **named):
 # what runs where
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SLOW = "eager, trained", "pt2e, trained"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RECIPES]
+)
 def test_floats_go_to_the_device_and_integers_never_do(name, device):
     recipe = RECIPES[name]
     here = execute(Small(), recipe)
@@ -113,12 +118,6 @@ def test_a_search_has_its_parts_calibrated_there_and_back_again(device):
         parts = quantize(Small(), QAT, device)
     assert device.places("calibrate", *FLOAT_KERNELS) == {"cuda"}
     assert device_of(parts.prepared.model) == CPU
-
-
-def test_observers_that_searched_there_search_again_here(device):
-    activation = STATIC.default.activation.having(observer=Histogram())
-    recipe = QAT.having(default=STATIC.default.having(activation=activation))
-    assert on_the(device, Small(), recipe).digests == execute(Small(), recipe).digests
 
 
 class Corpus(Small):
@@ -254,6 +253,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_training_goes_on_there_bit_for_bit(device, tmp_path, monkeypatch):
     class Dropping(Small):
         def model(self):
@@ -285,7 +285,6 @@ def test_training_goes_on_there_bit_for_bit(device, tmp_path, monkeypatch):
 def folder(tmp_path, monkeypatch):
     write_task(tmp_path)
     monkeypatch.setitem(sys.modules, "tiny", tiny)
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
     return tmp_path
 
 
@@ -304,15 +303,17 @@ def test_the_key_of_the_cpu_is_as_it_was(folder, device):
     assert execution_key(there) not in (None, execution_key(here))
 
 
+@pytest.mark.slow
 def test_runs_say_where_and_reproduce_there_or_say_that_it_drifted(folder, monkeypatch, caplog):
-    with stand_in(monkeypatch):
+    with stand_in(monkeypatch) as device:
         done = command("run", "tiny.yaml", "--device", "cuda", "--set", "stages=[float, ptq]")
         assert done.exit_code == 0, done.output
         assert sorted(tags()) == [("campaign", "cuda"), ("stage", "cuda"), ("stage", "cuda")]
         found = reproduce("ptq")
         assert (found.verdict, found.drifted) == ("bit-identical", ())
         assert ("reproduction", "cuda") in tags()
-        assert qtrack.diagnose("ptq").run_id
+        qtrack.diagnose("ptq", monitor=device)
+        assert device.places("quantize: calibrate", *FLOAT_KERNELS) == {"cuda"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     caplog.clear()
     with caplog.at_level(logging.INFO, "qtrack"):

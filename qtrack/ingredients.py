@@ -126,19 +126,15 @@ def _of_machine() -> dict[str, str]:
     found = {f"version.{name}": package_version(name) or NONE for name in PACKAGES}
     found["version.qtrack"] += f" ({qtrack_digest()})"
     variables = [f"{name}={os.environ[name]}" for name in INSTRUCTION_SET_CAPS if name in os.environ]
-    device = {} if chosen() == CPU else {"device": described(chosen())}
-    return (
-        found
-        | device
-        | {
-            "version.python": platform.python_version(),
-            "cpu.model": cpu_model(),
-            "cpu.capability": torch.backends.cpu.get_cpu_capability(),
-            "cpu.variables": " ".join(variables) or NONE,
-            "threads": str(torch.get_num_threads()),
-            "determinism": "on" if torch.are_deterministic_algorithms_enabled() else "off",
-        }
-    )
+    found |= {} if chosen() == CPU else {"device": described(chosen())}
+    return found | {
+        "version.python": platform.python_version(),
+        "cpu.model": cpu_model(),
+        "cpu.capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu.variables": " ".join(variables) or NONE,
+        "threads": str(torch.get_num_threads()),
+        "determinism": "on" if torch.are_deterministic_algorithms_enabled() else "off",
+    }
 
 
 def _sha256(text: str) -> str:

@@ -29,7 +29,8 @@ class Task(ABC):
     samples in the same order each time it is asked for.
 
     Where the pipeline's device is a GPU, batches are moved there as they come; tensors that ``loss`` or
-    ``score`` hold themselves are theirs to move: ``.to(output.device)``. ``evaluate`` has the model on the CPU.
+    ``score`` hold themselves are theirs to move: ``.to(output.device)``. ``evaluate`` gets the model on the
+    CPU.
     """
 
     name: ClassVar[str]

@@ -145,7 +145,7 @@ def test_a_graph_that_names_a_device_stays_here_and_says_so_once(device):
     recipe = RECIPES["pt2e"].having(transforms=(CorrectBias(),))
     found = on_the(device, Positioned(), recipe)
     assert [line for line in found.warnings if "cuda" in line] == [
-        "it ran on the CPU, not on cuda: its graph (pt2e) names a device"
+        "floats were computed on the CPU, not on cuda: the model's graph names a device"
     ]
     assert {place for ran in device.ran.values() for place, _ in ran} == {"cpu"}
     assert found.digests == execute(Positioned(), recipe).digests

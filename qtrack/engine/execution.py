@@ -260,7 +260,7 @@ class _Execution:
         """Where the model computes in float; said where that is not the device asked for."""
         if chosen() == CPU or follows(model):
             return chosen()
-        said = f"it ran on the CPU, not on {chosen()}: its graph ({self.recipe.backend}) names a device"
+        said = f"floats were computed on the CPU, not on {chosen()}: the model's graph names a device"
         self.warnings += [said] if said not in self.warnings else []
         return CPU
 

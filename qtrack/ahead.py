@@ -20,7 +20,7 @@ from qtrack.monitor import Monitor
 from qtrack.outcome import Outcome, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Setting
-from qtrack.remote import OtherIngredients, Sent
+from qtrack.remote import OtherIngredients, Sent, Terms, executed
 from qtrack.task import reference_to
 
 log = logging.getLogger("qtrack")
@@ -56,10 +56,10 @@ class Ahead:
     def __init__(self, setting: Setting, executor: Executor | None = None) -> None:
         self._setting = setting
         self._executor = executor if executor and executor.aside else None
-        self._task = ""
+        self._terms: Terms | None = None
         if self._executor:
             try:
-                self._task = reference_to(setting.plan.task)
+                self._terms = _terms(setting)
             except TaskError as error:
                 log.warning("%s: all is executed here", error)
                 self._executor = None
@@ -136,17 +136,21 @@ class Ahead:
             self._begun[key] = _Begun(job, self._executor.submit(job), guess=source is self._guessed)
 
     def _job(self, wanted: Wanted) -> Job:
-        plan = self._setting.plan
-        arguments = {
-            "task": self._task,
-            "ingredients": dict(self._setting.ingredients),
-            "recipe": wanted.recipe,
-            "sizes": {name: split.samples for name, split in self._setting.splits.items()},
-            "thorough": wanted.thorough,
-            "timed": wanted.timed,
-        }
-        name = f"recipe {wanted.recipe.digest[:8]}"
-        return Job(name, "qtrack.remote:executed", arguments, plan.pipeline.threads or 1)
+        assert self._terms
+        return self._terms.job(
+            f"recipe {wanted.recipe.digest[:8]}",
+            executed,
+            recipe=wanted.recipe,
+            sizes={name: split.samples for name, split in self._setting.splits.items()},
+            thorough=wanted.thorough,
+            timed=wanted.timed,
+        )
+
+
+def _terms(setting: Setting) -> Terms:
+    pipeline = setting.plan.pipeline
+    task = reference_to(setting.plan.task)
+    return Terms(task, dict(setting.ingredients), pipeline.threads or 1, pipeline.device)
 
 
 def _stop(sent: Sent, until: Until | None) -> None:

@@ -16,7 +16,7 @@ from qtrack.monitor import SILENT, Monitor, Titled
 from qtrack.pipeline import Plan, read_plan
 from qtrack.records import StageResult
 from qtrack.scratch import Scratch
-from qtrack.task import Task, load_recorded_task, load_task
+from qtrack.task import Task, load_recorded_task, load_task, reference_to
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,6 +177,8 @@ def reproduce(
 ) -> Reproduction:
     """Execute a run's recipe again, with as many threads, compare, and record the comparison as a run.
 
+    What was made on a GPU is executed on one, or where there is none on the CPU: ``device`` has drifted then.
+
     Raises RunNotFound, TaskError where the task is not found, and StoreError where the run has not left what
     there is to compare with, as one that failed.
     """
@@ -253,13 +255,14 @@ def _reproduced(ledger: Ledger, run: str, task: Task, monitor: Monitor) -> Repro
     import torch
 
     from qtrack.data import inspect_splits
-    from qtrack.engine import check_forward, execute, torch_threads
+    from qtrack.engine import at_hand, check_forward, execute, torch_threads, using_device
     from qtrack.ingredients import common_ingredients, drifted, recipe_ingredients
     from qtrack.reproduction import compared, result_of
 
     recorded, threads = ledger.recorded(run), torch.get_num_threads()
     began = time.perf_counter()
-    with torch_threads(recorded.threads), ledger.reproduction(recorded) as record:
+    threads_as, device_as = torch_threads(recorded.threads), using_device(at_hand(recorded.device))
+    with threads_as, device_as, ledger.reproduction(recorded) as record:
         splits = inspect_splits(task, monitor)
         check_forward(task)
         now = {**common_ingredients(task, splits), **recipe_ingredients(task, recorded.recipe)}
@@ -318,10 +321,10 @@ def _ledger_at_hand(tracking_uri: str | None) -> Ledger | None:
 def diagnosed(case: Case, ledger: Ledger | None, max_drop: float | None, monitor: Monitor) -> Diagnosis:
     """Diagnose, and record it where it is about a run; one that cannot be recorded is a warning."""
     from qtrack import diagnosis
-    from qtrack.engine import torch_threads
+    from qtrack.engine import torch_threads, using_device
 
     target = case.pipeline.target if max_drop is None else case.pipeline.target.having(max_drop=max_drop)
-    with torch_threads(case.threads):
+    with torch_threads(case.threads), using_device(case.device):
         found = diagnosis.diagnose(
             case.task,
             case.recipe,
@@ -360,14 +363,15 @@ def sensitivity(
     InputError where no layer is quantized.
     """
     from qtrack.data import inspect_splits
-    from qtrack.engine import check_forward, torch_threads
+    from qtrack.engine import check_forward, torch_threads, using_device
     from qtrack.ingredients import common_ingredients
+    from qtrack.remote import Terms
     from qtrack.sensitivity import Sensitivity
     from qtrack.shards import switched
 
     case = case_of(subject, task, tracking_uri)[1]
     helped = executor if exact and executor and executor.aside else None
-    with torch_threads(case.threads or (1 if helped else None)):
+    with torch_threads(case.threads or (1 if helped else None)), using_device(case.device):
         splits = inspect_splits(case.task, monitor)
         sizes = {name: split.samples for name, split in splits.items()}
         check_forward(case.task)
@@ -377,7 +381,8 @@ def sensitivity(
         ranking, shares = found.ranking, None
         if helped:
             ingredients = common_ingredients(case.task, splits)
-            shares = switched(helped, case.task, found.recipe, ingredients, case.threads or 1, monitor)
+            terms = Terms(reference_to(case.task), ingredients, case.threads or 1, case.device)
+            shares = switched(helped, terms, found.recipe, monitor)
         return found.exact(ranking, shares) if exact else ranking
 
 

@@ -16,7 +16,7 @@ from qtrack import diagnosis
 from qtrack.ahead import Ahead, Wanted
 from qtrack.budget import Budget
 from qtrack.data import inspect_splits, overlaps
-from qtrack.engine import check_forward, execute, settled, torch_threads
+from qtrack.engine import check_forward, execute, settled, torch_threads, using_device
 from qtrack.environment import environment
 from qtrack.executors import Executor
 from qtrack.finding import Diagnosis
@@ -52,13 +52,13 @@ def run_plan(
     A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
     must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either. Searches end
     with their ``budget``. Workers of an ``executor`` begin on what can be foreseen; the task must then be one
-    that they can load by its name.
+    that they can load by its name. Raises InputError where the pipeline's device is not here.
     """
     if executor and executor.aside and plan.pipeline.threads is None:  # so that all execute alike
         plan = replace(plan, pipeline=plan.pipeline.model_copy(update={"threads": 1}))
     scratch = scratch or Scratch()
     scratch.tidy()
-    with torch_threads(plan.pipeline.threads):
+    with torch_threads(plan.pipeline.threads), using_device(plan.pipeline.device):
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
             memory = Memory(setting, recorder, scratch, fresh=fresh)

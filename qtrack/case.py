@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qtrack.engine import at_hand
 from qtrack.errors import InputError, PipelineError
 from qtrack.finding import Diagnosis
 from qtrack.ledger import Ledger
@@ -31,6 +32,7 @@ class Case:
     task_reference: str
     """The task's file as it is reached from here, or its module."""
     threads: int | None
+    device: str
     run_id: str | None = None
     """None where it is no run."""
 
@@ -48,6 +50,7 @@ def recorded_case(ledger: Ledger, run: str, task: Task, given: Task | str | None
         pipeline,
         given if isinstance(given, str) else pipeline.task,
         recorded.threads,
+        at_hand(recorded.device),
         recorded.run_id,
     )
 
@@ -67,7 +70,7 @@ def planned_case(path: Path, task: Task | str | None = None) -> Case:
     pipeline = plan.pipeline
     found = task if isinstance(task, Task) else plan.task
     reference = _placed(pipeline.task, path.parent)
-    return Case(str(path), spec.name, recipe, found, pipeline, reference, pipeline.threads)
+    return Case(str(path), spec.name, recipe, found, pipeline, reference, pipeline.threads, pipeline.device)
 
 
 def _absolute(task: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qtrack.ingredients import Drift, drifted
+from qtrack.ingredients import ABSENT, Drift, drifted
 from qtrack.recipe import Recipe
 from qtrack.recipe_diff import Changed, changed_fields
 from qtrack.reproduction import Recorded, differing_samples, parted_layers
@@ -217,9 +217,12 @@ def _follows(name: str, first: Recipe, second: Recipe) -> bool:
 
 
 def _value(recorded: Recorded, name: str) -> str | None:
-    """As recorded; a split that a complete record does not have is none, anything else is not known."""
-    if name.startswith("data.") and "source.task" in recorded.ingredients:
-        return recorded.ingredients.get(name, NONE)
+    """As recorded; a split that a complete record does not have is none, the device the CPU.
+
+    Anything else that is absent is not known.
+    """
+    if (name.startswith("data.") or name in ABSENT) and "source.task" in recorded.ingredients:
+        return recorded.ingredients.get(name, ABSENT.get(name, NONE))
     return recorded.ingredients.get(name)
 
 

@@ -11,7 +11,8 @@ reproduce``, in both cases by this file, so that a name means the same on both s
   with the classes that they derive from. ``source.imports``: the files that these import, wherever in them,
   and so on. Files of site-packages, Python and qtrack are left out, for which the versions stand. Line ends,
   white space at the end of lines and empty lines at the end of the file do not count, comments do.
-* ``version.*``, ``cpu.*`` (``cpu.variables`` cap the instruction set), ``threads``, ``determinism``.
+* ``version.*``, ``cpu.*`` (``cpu.variables`` cap the instruction set), ``threads``, ``determinism``, and
+  ``device`` where floats are not computed on the CPU.
   ``version.qtrack`` has a digest of those of its files with it that execute recipes, so that an edit counts.
 
 Equal ingredients give an equal execution, so their digest, the ``execution_key``, is what finished work is
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import torch
 
 from qtrack.data import SplitInfo, inspect_split
+from qtrack.engine.devices import CPU, chosen, described
 from qtrack.engine.digests import digest_of
 from qtrack.environment import INSTRUCTION_SET_CAPS, cpu_model, package_version
 from qtrack.recipe import Recipe
@@ -37,6 +39,8 @@ from qtrack.sources import NONE, defining, digest_of_files, imported, qtrack_dig
 from qtrack.task import Task
 
 PACKAGES = ("torch", "torchao", "qtrack", "numpy")
+ABSENT = {"device": "cpu"}
+"""What an ingredient is where a complete record does not have it, if it is not NONE."""
 IMPLIED = ("content", "order", "labels")
 """Of a split: where one differs, those after it differ as well and say nothing of their own."""
 
@@ -81,9 +85,9 @@ def execution_key(ingredients: Mapping[str, str]) -> str | None:
 def drifted(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[Drift]:
     """Recorded ingredients that are something else now; of a split, only what is the cause of the rest."""
     found = {
-        name: Drift(name, was, now.get(name, NONE))
+        name: Drift(name, was, is_now)
         for name, was in recorded.items()
-        if now.get(name, NONE) != was
+        if (is_now := now.get(name, ABSENT.get(name, NONE))) != was
     }
     return [drift for name, drift in found.items() if not any(cause in found for cause in _causes(name))]
 
@@ -122,6 +126,7 @@ def _of_machine() -> dict[str, str]:
     found = {f"version.{name}": package_version(name) or NONE for name in PACKAGES}
     found["version.qtrack"] += f" ({qtrack_digest()})"
     variables = [f"{name}={os.environ[name]}" for name in INSTRUCTION_SET_CAPS if name in os.environ]
+    found |= {} if chosen() == CPU else {"device": described(chosen())}
     return found | {
         "version.python": platform.python_version(),
         "cpu.model": cpu_model(),

@@ -7,12 +7,13 @@ is found before anything runs, and reported together.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from qtrack.errors import InputError, PipelineError
 from qtrack.reading import faults_of, load_yaml, read_text
@@ -21,6 +22,7 @@ from qtrack.stages import STAGES, Target, absent, needed
 from qtrack.task import Task, getattr_of, load_module, load_task
 
 MAX_THREADS = 1024
+DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
 
 
 def further_name(stage: str, number: int) -> str:
@@ -69,6 +71,16 @@ class Pipeline(Frozen):
     threads: int | None = Field(
         None, ge=1, le=MAX_THREADS, description="torch's threads; None: as torch finds best"
     )
+    device: str = Field(
+        "cpu", description="cpu, cuda or cuda:N, for all that computes in float; integers are the CPU's"
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, name: str) -> str:
+        if not DEVICE.fullmatch(name):
+            raise ValueError(f"{name!r} is not one of cpu, cuda, cuda:N")
+        return name
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Pipeline:

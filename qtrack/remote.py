@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count
@@ -20,9 +20,10 @@ from torch import nn
 
 from qtrack.backends.engines import quiet
 from qtrack.data import inspect_splits
-from qtrack.engine import execute, rebuild
+from qtrack.engine import execute, nearest, rebuild, using_device
 from qtrack.engine.packed import unpacked
-from qtrack.errors import QtrackError
+from qtrack.errors import InputError, QtrackError
+from qtrack.executors import Job
 from qtrack.ingredients import common_ingredients, drifted
 from qtrack.monitor import Advance
 from qtrack.outcome import Outcome
@@ -34,6 +35,23 @@ from qtrack.task import Task, load_task
 
 class OtherIngredients(QtrackError):
     """This process would not execute the same: other code, data, versions, or another processor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """On what, and how, executions take place: what is equal in them comes to the same anywhere."""
+
+    task: str
+    """As ``reference_to`` names it."""
+    ingredients: Mapping[str, str]
+    """Those that do not depend on the recipe."""
+    threads: int = 1
+    device: str = "cpu"
+
+    def job(self, name: str, function: Callable[..., Any], **arguments: Any) -> Job:
+        """A call of one of the functions below."""
+        gpus = int(self.device != "cpu")
+        return Job(name, f"{__name__}:{function.__name__}", {"terms": self, **arguments}, self.threads, gpus)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +71,8 @@ class Sent:
         return replace(self.outcome, build=lambda: rebuild(task, self.outcome.recipe, _read(self.state)))
 
 
-def executed(
-    task: str,
-    ingredients: Mapping[str, str],
-    recipe: Recipe,
-    sizes: Mapping[str, int],
-    *,
-    thorough: bool,
-    timed: bool,
-) -> Sent:
+def executed(terms: Terms, recipe: Recipe, sizes: Mapping[str, int], *, thorough: bool, timed: bool) -> Sent:
     """Execute a recipe; raises what ``engine.execute`` raises, and OtherIngredients."""
-    found = _same(task, ingredients)
     batches: list[int] = []
     noted = _Noted()
 
@@ -71,22 +80,22 @@ def executed(
         batches.append(len(scores))
         return False
 
-    outcome = execute(
-        found, recipe, _Floating(found), noted, thorough=thorough, timed=timed, until=note, sizes=sizes
-    )
+    with _agreed(terms) as found:
+        outcome = execute(
+            found, recipe, _Floating(found), noted, thorough=thorough, timed=timed, until=note, sizes=sizes
+        )
     state = _written(unpacked(outcome.model.state_dict()))
     return Sent(replace(outcome, build=_not_sent), state, batches, noted.points)
 
 
-def switched(
-    task: str, ingredients: Mapping[str, str], recipe: Recipe, share: int, of: int
-) -> list[tuple[int, Switched]]:
+def switched(terms: Terms, recipe: Recipe, share: int, of: int) -> list[tuple[int, Switched]]:
     """A share of an exact sensitivity sweep: what each layer does in these batches, by their places.
 
     Raises what ``Sensitivity`` raises, and OtherIngredients.
     """
-    found = _sensitivity(_same(task, ingredients), recipe)
-    return list(zip(count(share, of), found.switched(share, of), strict=False))
+    with _agreed(terms) as task:
+        found = _sensitivity(task, recipe)
+        return list(zip(count(share, of), found.switched(share, of), strict=False))
 
 
 @lru_cache(maxsize=1)
@@ -94,17 +103,24 @@ def _sensitivity(task: Task, recipe: Recipe) -> Sensitivity:
     return Sensitivity(task, recipe)
 
 
-def _same(name: str, ingredients: Mapping[str, str]) -> Task:
+@contextmanager
+def _agreed(terms: Terms) -> Iterator[Task]:
     """The task, where all that goes into an execution is the same here; raises OtherIngredients."""
-    task, own = _task(name, torch.get_num_threads())
-    for drift in drifted(ingredients, own):
-        raise OtherIngredients(f"{drift.name} is {drift.now[:20]} on the worker, and {drift.was[:20]} here")
-    return task
+    with ExitStack() as opened:
+        try:
+            opened.enter_context(using_device(nearest(terms.device)))
+        except InputError as error:
+            raise OtherIngredients(f"on a worker: {error}") from error
+        task, own = _task(terms.task, torch.get_num_threads(), terms.device)
+        for drift in drifted(terms.ingredients, own):
+            now, was = drift.now[:20], drift.was[:20]
+            raise OtherIngredients(f"{drift.name} is {now} on a worker, and {was} here")
+        yield task
 
 
 @lru_cache(maxsize=1)
-def _task(name: str, threads: int) -> tuple[Task, dict[str, str]]:
-    """And all that goes into whatever is executed with so many threads."""
+def _task(name: str, threads: int, device: str) -> tuple[Task, dict[str, str]]:
+    """And all that goes into whatever is executed so."""
     try:
         task = load_task(name)
         return task, common_ingredients(task, inspect_splits(task))

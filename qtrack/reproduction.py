@@ -63,6 +63,11 @@ class Recorded:
         text = self.ingredients.get("threads", "")
         return int(text) if re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) else None
 
+    @property
+    def device(self) -> str:
+        """The kind of device that floats were computed on: cpu or cuda."""
+        return "cuda" if self.ingredients.get("device", "").startswith("cuda") else "cpu"
+
 
 @dataclass(frozen=True)
 class Reproduction:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from qtrack.backends import pair_models
+from qtrack.engine.devices import device_of, moved
 from qtrack.engine.evaluation import call
 from qtrack.errors import DataError
 from qtrack.numerics import Comparison, Options, compare_many
@@ -45,7 +46,8 @@ def compare_models(
 
     ``quantized`` comes from torch.ao's FX or eager mode, static or dynamic; several by name are compared
     with one run of the float model, and get the columns ``candidate`` and ``best`` (the largest own SQNR for
-    that layer). A batch is a tensor, a tuple of positional or a dict of keyword arguments. ``sample`` looks
+    that layer). A batch is a tensor, a tuple of positional or a dict of keyword arguments, and goes to
+    the float model's device, where the others must be: fake-quantized ones can be on a GPU. ``sample`` looks
     at so many elements of each sample's tensors only.
 
     One row per layer, fields as in ``qtrack.outcome.LayerRow``; ``attrs`` of the table hold ``samples``, and
@@ -53,7 +55,8 @@ def compare_models(
     the layers' float outputs (counts, and edges eight to the octave). Raises DataError without a batch,
     BackendError where layers cannot be paired.
     """
-    inputs = map(_as_inputs, batches)
+    device = device_of(float_model)
+    inputs = (moved(_as_inputs(batch), device) for batch in batches)
     first = next(inputs, None)
     if first is None:
         raise DataError("compare_models: no batch; at least one is needed")

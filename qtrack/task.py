@@ -28,6 +28,10 @@ class Task(ABC):
     A batch is whatever the data loader yields. The defaults understand ``(inputs, labels)``; others override
     ``inputs``, ``labels`` and ``predictions`` or ``score``. Every split but training must yield the same
     samples in the same order each time it is asked for.
+
+    Where the pipeline's device is a GPU, batches are moved there as they come; tensors that ``loss`` or
+    ``score`` hold themselves are theirs to move: ``.to(output.device)``. ``evaluate`` gets the model on the
+    CPU.
     """
 
     name: ClassVar[str]

@@ -71,6 +71,9 @@ def test_settings_override_the_file():
         ),
         ("stages: [math:nothing]", "stages[0]: stage 'math:nothing': math has no 'nothing'"),
         ("until: forever", "until: 'forever' is not one of all, target"),
+        ("device: tpu", "device: 'tpu' is not one of cpu, cuda, cuda:N"),
+        ("device: cuda:x", "device: 'cuda:x' is not one of cpu, cuda, cuda:N"),
+        ("device: 1", "device: 1: input should be a valid string"),
         ("threads: 0", "threads: 0: input should be greater than or equal to 1"),
         ("target: {max_drop: -1}", "target.max_drop: -1: input should be greater than or equal to 0"),
         ("target: {metric: f1}", "target.metric: 'f1' has no score per sample"),
@@ -123,7 +126,7 @@ def test_a_missing_file_and_one_that_is_no_mapping():
     with pytest.raises(PipelineError, match=r"nowhere.yaml: No such file"):
         read_plan(Path("nowhere.yaml"))
     assert faults("- a") == [
-        "expected a mapping with the fields name, task, target, recipe, stages, until, threads"
+        "expected a mapping with the fields name, task, target, recipe, stages, until, threads, device"
     ]
     assert faults("name: [") == [
         "line 1, column 8 not valid YAML: expected the node content, but found '<stream end>'"

@@ -61,11 +61,15 @@ class Remembers:
 
     def _non_linear_param_search(self) -> Any:
         seen = self.histogram, self.min_val, self.max_val
-        if self.found is None or not all(map(torch.equal, seen, self.found[:3])):
+        if self.found is None or not all(map(_same, seen, self.found[:3])):
             answer = super()._non_linear_param_search()  # type: ignore[misc]  # the library's own
             self.found = (*(one.clone() for one in seen), answer)
         assert self.found is not None
         return self.found[3]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and torch.equal(one, other)
 
 
 def search_ranges(model: nn.Module) -> None:

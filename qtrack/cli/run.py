@@ -36,6 +36,7 @@ TARGET_MISSED = 1
     metavar="KEY=VALUE",
     help="Override a field, such as target.max_drop=0.01.",
 )
+@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N, for all that computes in float.")
 @click.option("--require-target", is_flag=True, help="Exit with 1 unless a strategy surely meets the target.")
 @click.option("--fresh", is_flag=True, help="Execute every stage, even those that are on record already.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="Time for all searches together.")
@@ -52,6 +53,7 @@ def run(
     ctx: click.Context,
     pipeline: Path,
     settings: tuple[str, ...],
+    device: str | None,
     require_target: bool,
     fresh: bool,
     max_minutes: float | None,
@@ -76,6 +78,7 @@ def run(
       qtrack run digits.yaml --set target.max_drop=0.005 --set until=target
       qtrack run digits.yaml --require-target --json > strategies.json
       qtrack run digits.yaml --max-minutes 30
+      qtrack run digits.yaml --device cuda
       qtrack run digits.yaml --executor processes --workers 4
     """
     from qtrack.api import open_ledger
@@ -87,7 +90,7 @@ def run(
 
     start = time.perf_counter()
     with terminating_as_interrupted():
-        plan = read_plan(pipeline, _parsed(settings))
+        plan = read_plan(pipeline, _parsed(settings) | ({"device": device} if device else {}))
         ledger = open_ledger(tracking_uri)
         budget = Budget(max_minutes, max_evaluations)
         with open_executor(executor, address=address, workers=workers) as chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qtrack.engine.devices import at_hand, nearest, using_device
 from qtrack.engine.execution import (
     Parts,
     check_forward,
@@ -16,10 +17,13 @@ from qtrack.engine.training import Checkpoint
 __all__ = [
     "Checkpoint",
     "Parts",
+    "at_hand",
     "check_forward",
     "execute",
+    "nearest",
     "quantize",
     "rebuild",
     "settled",
     "torch_threads",
+    "using_device",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from qtrack.data import size_of
+from qtrack.engine.devices import CPU, calling, moved, on_device
 from qtrack.errors import DataError, TaskError
 from qtrack.outcome import Evaluation, Until
 from qtrack.task import Batch, Inputs, Split, Task
@@ -41,18 +42,27 @@ class Enough(Exception):
 
 
 def evaluate(
-    task: Task, model: nn.Module, split: Split, batches: Iterable[Batch], until: Until | None = None
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    batches: Iterable[Batch],
+    until: Until | None = None,
+    device: torch.device = CPU,
 ) -> Evaluation:
-    """Score every sample of a split; raises DataError where it is empty, Enough where ``until`` says so."""
+    """Score every sample of a split; raises DataError where it is empty, Enough where ``until`` says so.
+
+    The model is on the device for that; the task's own ``evaluate`` has it on the CPU.
+    """
     scores: list[Tensor] = []
     labels: list[Tensor | None] = []
     predictions: list[Tensor | None] = []
     outputs = hashlib.sha256()
     nonfinite = 0
-    with torch.no_grad():
-        for index, batch in enumerate(batches):
+    with torch.no_grad(), on_device(model, device):
+        for index, batch in enumerate(moved(batch, device) for batch in batches):
             output = call(model, task.inputs(batch), f"the model refuses {split} batch {index}")
-            scores.append(_scores(task, output, batch))
+            with calling(f"{type(task).__name__}.score", device):
+                scores.append(_scores(task, output, batch))
             labels.append(task.labels(batch))
             predictions.append(task.predictions(output, batch))
             nonfinite += _digest_output(output, outputs, size_of(batch))

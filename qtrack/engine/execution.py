@@ -16,6 +16,7 @@ from qtrack.backends import Backend, Prepared, Quantized, layers_with_weights, l
 from qtrack.backends.capabilities import check, has_engines
 from qtrack.backends.engines import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
+from qtrack.engine.devices import CPU, chosen, follows, moved, on_device
 from qtrack.engine.digests import digest_of
 from qtrack.engine.evaluation import Enough, call, evaluate
 from qtrack.engine.measure import latency, size_bytes
@@ -250,25 +251,34 @@ class _Execution:
     def _converted(self, backend: Backend, model: nn.Module) -> Parts:
         with self._phase("prepare"):
             prepared = backend.prepare(model, self.recipe, self.example)
-        with self._phase("calibrate"):
-            self._calibrate(backend, prepared)
-        if self.recipe.training:
-            with self._phase("train"):
-                self.forwards += train(
-                    self.task, backend, prepared, self.recipe, self.monitor, self.checkpoint
-                )
+        device = self._device(prepared.model)
+        with on_device(prepared.model, device):
+            with self._phase("calibrate"):
+                self._calibrate(backend, prepared, device)
+            if self.recipe.training:
+                with self._phase("train"):
+                    self.forwards += train(
+                        self.task, backend, prepared, self.recipe, self.monitor, self.checkpoint, device
+                    )
         with self._phase("convert"):
             return Parts(backend, prepared, backend.convert(prepared, self.example), self.forwards)
 
-    def _calibrate(self, backend: Backend, prepared: Prepared) -> None:
+    def _device(self, model: nn.Module) -> torch.device:
+        """Where the model computes in float; said where that is not the device asked for."""
+        if chosen() == CPU or follows(model):
+            return chosen()
+        said = f"floats were computed on the CPU, not on {chosen()}: the model's graph names a device"
+        self.warnings += [said] if said not in self.warnings else []
+        return CPU
+
+    def _calibrate(self, backend: Backend, prepared: Prepared, device: torch.device) -> None:
         """Show the observers the chosen samples, with quantization off."""
         backend.fake_quantize(prepared, False)
         prepared.model.eval()
         with torch.no_grad():
             for batch in self._counted("calibrate", self._calibration(), "calibration"):
-                call(
-                    prepared.model, self.task.inputs(batch), "the prepared model refuses a calibration batch"
-                )
+                inputs = moved(self.task.inputs(batch), device)
+                call(prepared.model, inputs, "the prepared model refuses a calibration batch")
         backend.fake_quantize(prepared, True)
 
     def _calibration(self) -> Iterable[Batch]:
@@ -287,7 +297,8 @@ class _Execution:
 
     def _evaluate(self, model: nn.Module, split: Split, until: Until | None = None) -> Evaluation:
         batches = self._counted(split, batches_of(self.task, split), split)
-        return evaluate(self.task, model, split, batches, until)
+        device = CPU if self.recipe.quantizes else self._device(model)
+        return evaluate(self.task, model, split, batches, until, device)
 
     def _compare(self, quantized: Quantized) -> Comparison:
         with self._phase("compare"):

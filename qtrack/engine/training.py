@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qtrack.backends import Backend, Prepared
 from qtrack.data import batches_of, size_of
+from qtrack.engine.devices import CPU, calling, chance, moved, restore_chance
 from qtrack.engine.evaluation import call
 from qtrack.errors import DataError
 from qtrack.monitor import Monitor
@@ -42,9 +43,11 @@ def train(
     recipe: Recipe,
     monitor: Monitor,
     checkpoint: Checkpoint | None = None,
+    device: torch.device = CPU,
 ) -> int:
     """Train the prepared model in place, from calibrated observers; the result is how many samples it saw.
 
+    The model is on the device already, where each batch goes.
     From a checkpoint it goes on with the next epoch, bit for bit as if it had never been interrupted, as far
     as chance comes from torch's own generator.
     """
@@ -53,14 +56,14 @@ def train(
     torch.manual_seed(recipe.training_seed)
     optimizer = OPTIMIZERS[training.optimizer](prepared.model.parameters(), lr=training.lr)  # type: ignore[call-arg]
     schedule = LambdaLR(optimizer, lambda epoch: _rate(training, epoch))
-    parts = {"model": prepared.model, "optimizer": optimizer, "schedule": schedule}
-    history, seen = _restored(checkpoint, parts, monitor)
+    parts: dict[str, Any] = {"model": prepared.model, "optimizer": optimizer, "schedule": schedule}
+    history, seen = _restored(checkpoint, parts, monitor, device)
     for epoch in range(len(history), training.epochs):
         _begin_epoch(backend, prepared, training, epoch)
         sizes, losses = [], []
         expected = seen // epoch if epoch else None  # how long an epoch is shows once one is over
         with monitor.phase(f"train, epoch {epoch + 1} of {training.epochs}", expected) as advance:
-            for size, loss in _epoch(task, prepared, optimizer):
+            for size, loss in _epoch(task, prepared, optimizer, device):
                 sizes.append(size)
                 losses.append(loss)
                 advance(size)
@@ -73,13 +76,14 @@ def train(
         seen += sum(sizes)
         schedule.step()
         if checkpoint:
-            checkpoint.save(_state(parts, history, seen))
+            states = {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save({**states, **chance(device), "history": list(history), "seen": seen})
     prepared.model.eval()
     return seen
 
 
 def _restored(
-    checkpoint: Checkpoint | None, parts: Mapping[str, Any], monitor: Monitor
+    checkpoint: Checkpoint | None, parts: Mapping[str, Any], monitor: Monitor, device: torch.device
 ) -> tuple[list[float], int]:
     """Put the parts where they were after the last epoch; gives each epoch's loss, and samples seen."""
     state = checkpoint.load() if checkpoint else None
@@ -87,16 +91,11 @@ def _restored(
         return [], 0
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    torch.set_rng_state(state["rng"])
+    restore_chance(state, device)
     for epoch, loss in enumerate(state["history"], start=1):
         monitor.report("train/loss", loss, epoch)
     log.info("training goes on after epoch %d", len(state["history"]))
     return list(state["history"]), int(state["seen"])
-
-
-def _state(parts: Mapping[str, Any], history: list[float], seen: int) -> dict[str, Any]:
-    kept = {name: part.state_dict() for name, part in parts.items()}
-    return {**kept, "rng": torch.get_rng_state(), "history": list(history), "seen": seen}
 
 
 def _begin_epoch(backend: Backend, prepared: Prepared, training: Training, epoch: int) -> None:
@@ -106,13 +105,15 @@ def _begin_epoch(backend: Backend, prepared: Prepared, training: Training, epoch
         backend.freeze_bn_stats(prepared)
 
 
-def _epoch(task: Task, prepared: Prepared, optimizer: Optimizer) -> Iterator[tuple[int, float]]:
+def _epoch(
+    task: Task, prepared: Prepared, optimizer: Optimizer, device: torch.device
+) -> Iterator[tuple[int, float]]:
     """One pass over the training data; yields each batch's size and loss."""
-    for batch in batches_of(task, "training"):
+    for batch in (moved(batch, device) for batch in batches_of(task, "training")):
         optimizer.zero_grad()
-        loss = task.loss(
-            call(prepared.model, task.inputs(batch), "the prepared model refuses a training batch"), batch
-        )
+        output = call(prepared.model, task.inputs(batch), "the prepared model refuses a training batch")
+        with calling(f"{type(task).__name__}.loss", device):
+            loss = task.loss(output, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         value = float(loss.detach())

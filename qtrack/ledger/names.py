@@ -40,6 +40,8 @@ class Tag:
     GIT_DIRTY = "qtrack.git_dirty"
     BACKEND = "qtrack.backend"
     ENGINE = "qtrack.engine"
+    DEVICE = "qtrack.device"
+    """Where all that computes in float ran; absent where that was the CPU"""
     VERDICT = "qtrack.verdict"
     """Of a reproduction: bit-identical, equivalent or different; of a diagnosed stage the kind of error"""
     CAUSE = "qtrack.cause"

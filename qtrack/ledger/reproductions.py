@@ -79,9 +79,12 @@ def _ingredients(fingerprint: Mapping[str, Any]) -> dict[str, str]:
 @contextmanager
 def recorded_reproduction(spool: Spool, stage: RunRow, recorded: Recorded) -> Iterator[ReproductionWriter]:
     """Open a reproduction's run beside the stage's, before the work begins."""
+    from qtrack.engine.devices import CPU, chosen
+
     tags = {name: stage.tags[name] for name in KEPT if name in stage.tags}
     tags |= {Tag.KIND: REPRODUCTION, Tag.REPRODUCES: recorded.run_id}
     tags |= {Shown.SOURCE: "qtrack", Shown.SOURCE_TYPE: "LOCAL"}
+    tags |= {} if chosen() == CPU else {Tag.DEVICE: str(chosen())}
     with captured() as lines, spool.session():
         writer = ReproductionWriter(spool, stage.experiment_id, recorded, tags, lines)
         with writer.run.kept():

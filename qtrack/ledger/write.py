@@ -116,6 +116,8 @@ class CampaignWriter:
             Shown.SOURCE_TYPE: "LOCAL",
             Shown.USER: _user(),
         }
+        if pipeline.device != "cpu":
+            tags[Tag.DEVICE] = pipeline.device
         if git.get("commit"):
             tags |= {Tag.GIT_COMMIT: git["commit"], Shown.COMMIT: git["commit"]}
             tags |= {Tag.GIT_DIRTY: str(bool(git.get("dirty"))).lower()}

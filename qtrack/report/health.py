@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
 
 def machine() -> Iterator[Check]:
-    """Python, packages, processor, engines."""
+    """Python, packages, processor, engines, CUDA devices."""
     supported = sys.version_info >= (3, 11)
     yield Check(
         "python",
@@ -51,6 +51,7 @@ def machine() -> Iterator[Check]:
     if torch.state == "ok":
         yield from _processor()
         yield from _engines()
+        yield _cuda()
 
 
 def health(checks: list[Check]) -> Table:
@@ -80,6 +81,16 @@ def _processor() -> Iterator[Check]:
     vnni = "8-bit dot products (VNNI)" if has_vnni() else "no 8-bit dot products (VNNI)"
     yield Check("processor", "ok", f"{cpu_model()}; {capability}; {vnni}")
     yield Check("threads", "ok", f"{torch.get_num_threads()} of {os.cpu_count()} processors")
+
+
+def _cuda() -> Check:
+    import torch
+
+    from qtrack.engine.devices import cuda_devices
+
+    found = ", ".join(f"{name} {kind}" for name, kind in cuda_devices().items())
+    absent = "none is visible" if torch.version.cuda else f"torch {torch.__version__} is built without it"
+    return Check("cuda", "ok" if found else "absent", found or absent, necessary=False)
 
 
 def _engines() -> Iterator[Check]:

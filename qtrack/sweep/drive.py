@@ -68,7 +68,7 @@ def _jobs(left: Sequence[Planned], sweep: Sweep, ledger: Ledger) -> Iterator[Job
             "experiment": ledger.experiment_for(job.plan.task.name),
             "tags": {Tag.SWEEP: sweep.id, Tag.JOB: job.key},
         }
-        gpus = int(getattr(pipeline, "device", "cpu") != "cpu")
+        gpus = int(pipeline.device != "cpu")
         yield Job(_name(job), "qtrack.sweep.work:campaign", arguments, threads, gpus)
 
 

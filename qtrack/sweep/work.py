@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qtrack.api import page
 from qtrack.campaign import run_plan
+from qtrack.engine import nearest
 from qtrack.errors import QtrackError
 from qtrack.ledger.held import HeldLedger
 from qtrack.pipeline import read_plan
@@ -44,7 +45,9 @@ def campaign(
         ledger = HeldLedger(Path(folder), store, experiment, tags, stage_figures, page)
         error = ""
         try:
-            run_plan(read_plan(Path(pipeline), {"threads": threads, **settings}), ledger)
+            plan = read_plan(Path(pipeline), {"threads": threads, **settings})
+            device = nearest(plan.pipeline.device)
+            run_plan(replace(plan, pipeline=plan.pipeline.model_copy(update={"device": device})), ledger)
         except QtrackError as failed:
             error = "; ".join(str(failed).splitlines())
         except Exception as failed:  # of the user's code, or unforeseen: it is this job's own

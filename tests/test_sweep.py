@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qtrack import Ledger
+from qtrack import Ledger, executors
 from qtrack.cli import main
-from qtrack.errors import InputError, PipelineError
+from qtrack.errors import InputError, PipelineError, StoreAway
 from qtrack.executors import Job, WorkerLost, finished, open_executor
 from qtrack.executors.in_process import InProcess
-from qtrack.ledger.store import sqlite_uri
+from qtrack.ledger.store import Store, sqlite_uri
 from qtrack.sweep import read_sweep, run_sweep
 
 PIPELINE = """
@@ -177,3 +177,26 @@ def test_processes_are_used_again_and_one_that_is_killed_is_replaced(tmp_path, m
         found = {one.job.name: one for one in finished(executor, [dying, *jobs(4)])}
     assert (found["dying"].result, found["dying"].tries) == ("done", 2)
     assert [found[str(number)].result for number in range(4)] == [0, 2, 4, 6]
+
+
+def test_a_store_that_goes_away_is_said_and_nothing_is_lost(folder, monkeypatch):
+    path, away = two_jobs(folder), []
+
+    def calling(self, doing, real=Store.calling):
+        if away:
+            raise StoreAway(f"cannot {doing}: connection refused")
+        return real(self, doing)
+
+    def perform_and_part(job, real=executors.in_process.perform):
+        handed = real(job)
+        away.append(job)
+        return handed
+
+    monkeypatch.setattr(Store, "calling", calling)
+    monkeypatch.setattr(executors.in_process, "perform", perform_and_part)
+    done = CliRunner().invoke(main, ["sweep", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "what the store has not taken waits here; it is sent by: qtrack sync" in done.stderr
+    away.clear()
+    assert len(ledger(folder).sync()) == 4
+    assert len(ledger(folder).finished("tiny")) == 2

@@ -54,6 +54,7 @@ def sweep(
     from qtrack.api import open_ledger
     from qtrack.cli.progress import monitor
     from qtrack.cli.render import remark
+    from qtrack.errors import StoreAway
     from qtrack.executors import open_executor
     from qtrack.sweep import read_sweep, run_sweep
 
@@ -66,18 +67,26 @@ def sweep(
         except KeyboardInterrupt:
             remark(["what was finished is recorded; the same command with --resume does the rest"])
             raise
-    _show(found, ledger, as_json=as_json)
+    try:
+        _show(read, found, ledger, as_json=as_json)
+    except StoreAway as error:
+        remark([f"{error}", "what the store has not taken waits here; it is sent by: qtrack sync"])
     remark(_closing(read, found))
     if any(one.error for one in found):
         ctx.exit(FAILED)
 
 
-def _show(found: list[Swept], ledger: Ledger, *, as_json: bool) -> None:
+def _show(read: Sweep, found: list[Swept], ledger: Ledger, *, as_json: bool) -> None:
     from qtrack.cli import render
+    from qtrack.report.swept import sweep_view
 
-    campaigns = [one.campaign for one in found if one.campaign]
-    strategies = [strategy for name in campaigns for strategy in ledger.strategies(campaign=name)]
-    render.strategies(strategies, as_json=as_json)
+    names = {job.key: job.entry.having(seed=None).name for job in read.jobs}
+    jobs = [(names[one.key], ledger.strategies(campaign=one.campaign)) for one in found if one.campaign]
+    view = sweep_view(jobs)
+    if as_json:
+        render.print_json(view.records)
+    else:
+        render.show(view.table)
 
 
 def _closing(read: Sweep, found: list[Swept]) -> list[str]:

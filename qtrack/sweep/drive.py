@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from qtrack.executors import Executor, Finished, Job, finished
@@ -45,10 +45,12 @@ def run_sweep(
     if before:
         log.info("%d of %d jobs were finished before", len(before), len(sweep.jobs))
     keys = {_name(job): job.key for job in left}
+    names = dict.fromkeys(job.plan.task.name for job in left)
+    experiments = {name: ledger.experiment_for(name) for name in names}  # asked while the store answers
     found = list(before)
     began = time.monotonic()
     with monitor.phase("sweep", len(left)) as advance:
-        for one in finished(executor, _jobs(left, sweep, ledger)):
+        for one in finished(executor, _jobs(left, sweep, ledger, experiments)):
             found.append(_recorded(one, keys[one.job.name], ledger))
             advance(1)
             _tell(found[-1], len(found) - len(before), len(left), time.monotonic() - began)
@@ -56,7 +58,9 @@ def run_sweep(
     return sorted(found, key=lambda swept: order.index(swept.key))
 
 
-def _jobs(left: Sequence[Planned], sweep: Sweep, ledger: Ledger) -> Iterator[Job]:
+def _jobs(
+    left: Sequence[Planned], sweep: Sweep, ledger: Ledger, experiments: Mapping[str, str]
+) -> Iterator[Job]:
     for job in left:
         pipeline = job.plan.pipeline
         threads = pipeline.threads or 1
@@ -65,7 +69,7 @@ def _jobs(left: Sequence[Planned], sweep: Sweep, ledger: Ledger) -> Iterator[Job
             "settings": job.entry.settings,
             "threads": threads,
             "store": mask_secrets(ledger.uri),
-            "experiment": ledger.experiment_for(job.plan.task.name),
+            "experiment": experiments[job.plan.task.name],
             "tags": {Tag.SWEEP: sweep.id, Tag.JOB: job.key},
         }
         gpus = int(pipeline.device != "cpu")

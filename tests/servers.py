@@ -42,10 +42,10 @@ def mlflow_server(
 
 
 @contextmanager
-def moto(folder):
+def moto(folder, port=None):
     """The address of an S3 server that keeps its objects in memory and takes any credentials."""
     pytest.importorskip("moto.server", reason="needs moto[s3]")
-    port = free_port()
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     command = ["moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _serving(folder, command, dict(os.environ), f"{address}/moto-api/"):

@@ -6,21 +6,28 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import tiny
+import yaml
 from recorded_tiny import write_task
 from servers import Postgres, mlflow_server, moto, postgres_cluster
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 import qtrack
+from qtrack import Ledger
 from qtrack.engine.digests import digest_of
 
 pytestmark = pytest.mark.slow
 
 BUCKET, PREFIX = "runs", "mlflow"
+PASSWORD = "correct-horse-battery"
 ARTIFACTS = f"s3://{BUCKET}/{PREFIX}"
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "only", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -39,17 +46,35 @@ class Done(NamedTuple):
     stderr: str
 
 
-def command(*arguments, **environment):
+def started(*arguments, **environment):
     """A command as a user would give it, in a process that knows neither the database nor the bucket."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_S3_"))}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "qtrack", *map(str, arguments)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
         env={**known, **environment},
     )
-    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def command(*arguments, **environment):
+    """The same, at its end."""
+    return ended(started(*arguments, **environment))
+
+
+def ended(process):
+    stdout, stderr = process.communicate(timeout=300)
+    return Done(process.returncode, stdout, stderr)
+
+
+def only_line(done, remarks=()):
+    """What a command that failed has said of it, which must be one line after the remarks of any run."""
+    assert (done.exit_code, done.stdout) == (3, "")
+    *before, line = done.stderr.splitlines()
+    assert before == [*remarks]
+    assert line.startswith("qtrack: tracking store ")
+    return line
 
 
 def rows(database, query):
@@ -148,3 +173,167 @@ def test_a_model_is_loaded_with_the_parameters_that_are_in_the_bucket(shared, pr
     batches = tiny.Tiny().validation()
     right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in batches)
     assert right / 200 == run["value"]
+
+
+# what goes away, and comes back
+
+
+PAUSED = """\
+import time
+from pathlib import Path
+
+import tiny_task
+
+
+class Mine(tiny_task.Mine):
+    def loss(self, output, batch):
+        if not Path("reached").exists():
+            Path("reached").touch()
+            while not Path("go").exists():
+                time.sleep(0.05)
+        return super().loss(output, batch)
+"""
+
+
+def run_with(address, change):
+    """A campaign in the working folder, in whose training something happens to the server."""
+    write_task(Path())
+    Path("paused_task.py").write_text(PAUSED)
+    stages = ["float", {"qat": {"epochs": 1}}]
+    pipeline = {"name": "tiny", "task": "paused_task.py:Mine", "recipe": {"engine": "x86"}, "stages": stages}
+    Path("paused.yaml").write_text(yaml.safe_dump(pipeline))
+    process = started("run", "paused.yaml", "--fresh", "--json", "--tracking-uri", address)
+    while not Path("reached").exists() and process.poll() is None:
+        time.sleep(0.05)
+    change()
+    Path("go").touch()
+    done = ended(process)
+    assert done.exit_code == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [row["stage"] for row in json.loads(done.stdout)] == ["float", "qat"]
+    return done
+
+
+def end_connections(database):
+    """From the server's end, as a time limit or a restart of the database would."""
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND "
+    assert rows(database, f"{ended} backend_type = 'client backend'")
+
+
+def waiting():
+    return list(Path(".qtrack/spool").iterdir())
+
+
+def records(database, campaign):
+    """The runs of a campaign by name, with their states; as often as they are there."""
+    named = f"SELECT run_uuid FROM tags WHERE key = 'qtrack.campaign' AND value = '{campaign}'"
+    return sorted(rows(database, f"SELECT name, status FROM runs WHERE run_uuid IN ({named})"))
+
+
+def whole(campaign):
+    return sorted((name, "FINISHED") for name in (campaign, "float", "qat"))
+
+
+def test_after_all_connections_have_expired_the_next_command_works(shared, project):
+    end_connections(shared.database)
+    done = command("compare", "--json", "--tracking-uri", shared.address)
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_connections_that_expire_in_the_middle_of_a_run_are_not_noticed(shared, alone):
+    done = run_with(shared.address, lambda: end_connections(shared.database))
+    assert "waits" not in done.stderr
+    assert waiting() == []
+    campaign = json.loads(done.stdout)[0]["campaign"]
+    assert records(shared.database, campaign) == whole(campaign)
+
+
+def test_connections_to_the_database_itself_may_expire_as_well(shared, project):
+    ledger = Ledger.open(shared.database.uri)
+    before = ledger.strategies()
+    end_connections(shared.database)
+    assert ledger.strategies() == before
+
+
+def test_a_run_outlives_its_database_and_is_sent_later(shared, alone):
+    done = run_with(shared.address, shared.database.stop)
+    try:
+        assert "it does not reach its database (503)" in done.stderr
+        assert "later: qtrack sync" in done.stderr
+        line = only_line(command("compare", "--tracking-uri", shared.address))
+        assert line.endswith("it does not reach its database (503); the server's log says why")
+    finally:
+        shared.database.start()
+    sent = command("sync", "--json", "--tracking-uri", shared.address)
+    assert sent.exit_code == 0, sent
+    assert waiting() == []
+    campaign = json.loads(done.stdout)[0]["campaign"]
+    assert records(shared.database, campaign) == whole(campaign)
+
+
+def test_a_run_outlives_its_artifact_store_and_is_sent_later(alone, tmp_path):
+    with ExitStack() as storage, ExitStack() as serving:
+        endpoint = storage.enter_context(moto(tmp_path))
+        _, environment = bucket_at(endpoint)
+        server = mlflow_server(tmp_path, artifacts=ARTIFACTS, environment=environment)
+        address = serving.enter_context(server)
+        done = run_with(address, storage.close)
+        assert "it fails at its artifact store" in done.stderr
+        assert "later: qtrack sync" in done.stderr
+        line = only_line(command("layers", "float", "--tracking-uri", address))
+        assert line.endswith("it fails at its artifact store; the server's log says why")
+        serving.enter_context(moto(tmp_path, port=urlsplit(endpoint).port))
+        bucket, _ = bucket_at(endpoint)
+        assert command("sync", "--tracking-uri", address).exit_code == 0
+        assert waiting() == []
+        assert any(key.endswith("model/state_dict.pt") for key in keys(bucket))
+        found = command("layers", "qat", "--json", "--tracking-uri", address)
+        assert "head" in [row["layer"] for row in json.loads(found.stdout)]
+
+
+def test_a_run_into_a_bucket_that_is_not_there_ends_before_any_work(alone, tmp_path):
+    write_task(alone)
+    with moto(tmp_path) as endpoint:
+        environment = {**S3_KEYS, "MLFLOW_S3_ENDPOINT_URL": endpoint}
+        with mlflow_server(tmp_path, artifacts=ARTIFACTS, environment=environment) as address:
+            done = command("run", "tiny.yaml", "--tracking-uri", address)
+    line = only_line(done, ["reading the data"])
+    assert line.endswith("it fails at its artifact store; the server's log says why")
+
+
+# credentials
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """The address of a server with MLflow's own authentication."""
+    pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
+    environment = {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD, "MLFLOW_FLASK_SERVER_SECRET_KEY": "of tests only"}
+    arguments = ["--app-name", "basic-auth"]
+    folder = tmp_path_factory.mktemp("guarded")
+    with mlflow_server(folder, environment=environment, arguments=arguments) as address:
+        yield address
+
+
+@pytest.mark.parametrize("password", [{}, {"MLFLOW_TRACKING_PASSWORD": "another password"}])
+def test_a_server_that_refuses_the_credentials_is_one_line(guarded, password):
+    known = {"MLFLOW_TRACKING_USERNAME": "admin", **password}
+    line = only_line(command("compare", "--tracking-uri", guarded, **known))
+    assert "the server refused the credentials (401); see MLFLOW_TRACKING_USERNAME" in line
+    assert "another password" not in line
+
+
+def test_the_right_credentials_are_taken_and_not_recorded(guarded, alone):
+    write_task(alone)
+    credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    done = command("run", "tiny.yaml", "--set", "stages=[float]", "--tracking-uri", guarded, **credentials)
+    assert done.exit_code == 0, done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_a_database_that_refuses_the_password_is_one_line(tmp_path):
+    with postgres_cluster(tmp_path, password=PASSWORD) as database:
+        assert Ledger.open(database.uri).experiment_names() == ["Default"]
+        line = only_line(command("compare", "--tracking-uri", database.uri.replace(PASSWORD, "guessed")))
+    assert line.endswith("the database refused the user or the password")
+    assert "guessed" not in line

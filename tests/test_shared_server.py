@@ -83,6 +83,13 @@ def rows(database, query):
         return list(connection.execute(text(query)))
 
 
+def active(database):
+    """What people see of the database: names of experiments, ids of runs."""
+    of = "WHERE lifecycle_stage = 'active'"
+    known = f"SELECT name FROM experiments {of} UNION SELECT run_uuid FROM runs {of}"
+    return sorted(rows(database, known))
+
+
 def keys(bucket):
     return {found.key for found in bucket.objects.all()}
 
@@ -173,6 +180,17 @@ def test_a_model_is_loaded_with_the_parameters_that_are_in_the_bucket(shared, pr
     batches = tiny.Tiny().validation()
     right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in batches)
     assert right / 200 == run["value"]
+
+
+def test_doctor_tries_the_server_and_leaves_nothing_in_it(shared, recorded, alone):
+    before = keys(shared.bucket), active(shared.database)
+    done = command("doctor", "--json", "--tracking-uri", shared.address)
+    found = {row["what"]: row for row in json.loads(done.stdout) if row["what"].startswith("store")}
+    assert done.exit_code == 0, found
+    assert list(found) == ["store", "store version", "store clock", "store runs", "store artifacts"]
+    assert {row["state"] for row in found.values()} == {"ok"}
+    assert found["store artifacts"]["detail"].endswith("and removed")
+    assert (keys(shared.bucket), active(shared.database)) == before
 
 
 # what goes away, and comes back
@@ -281,6 +299,7 @@ def test_a_run_outlives_its_artifact_store_and_is_sent_later(alone, tmp_path):
         assert "it fails at its artifact store" in done.stderr
         assert "later: qtrack sync" in done.stderr
         line = only_line(command("layers", "float", "--tracking-uri", address))
+        assert "cannot read the files of the run 'float'" in line
         assert line.endswith("it fails at its artifact store; the server's log says why")
         serving.enter_context(moto(tmp_path, port=urlsplit(endpoint).port))
         bucket, _ = bucket_at(endpoint)
@@ -297,8 +316,11 @@ def test_a_run_into_a_bucket_that_is_not_there_ends_before_any_work(alone, tmp_p
         environment = {**S3_KEYS, "MLFLOW_S3_ENDPOINT_URL": endpoint}
         with mlflow_server(tmp_path, artifacts=ARTIFACTS, environment=environment) as address:
             done = command("run", "tiny.yaml", "--tracking-uri", address)
+            checked = command("doctor", "--json", "--tracking-uri", address)
     line = only_line(done, ["reading the data"])
     assert line.endswith("it fails at its artifact store; the server's log says why")
+    states = {row["what"]: row["state"] for row in json.loads(checked.stdout)}
+    assert (checked.exit_code, states["store runs"], states["store artifacts"]) == (1, "ok", "broken")
 
 
 # credentials

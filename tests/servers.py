@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -66,7 +67,7 @@ def mlflow_server(
     around = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
     around.pop("MLFLOW_TRACKING_URI", None)
     address = f"http://127.0.0.1:{port}"
-    with _serving(folder, command, around, f"{address}/health"):
+    with serving(folder, command, around, f"{address}/health"):
         yield address
 
 
@@ -77,12 +78,12 @@ def moto(folder, port=None):
     port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     command = ["moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _serving(folder, command, dict(os.environ), f"{address}/moto-api/"):
+    with serving(folder, command, dict(os.environ), f"{address}/moto-api/"):
         yield address
 
 
 @contextmanager
-def _serving(folder, command, environment, healthy):
+def serving(folder, command, environment, healthy):
     with (folder / f"{command[0]}.log").open("wb") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -119,23 +120,24 @@ def postgres_programs():
 
 
 class Postgres:
-    """A PostgreSQL cluster in a folder of its own; its user has a password if one is given."""
+    """A PostgreSQL cluster; its user has a password if one is given.
 
-    def __init__(self, folder, password=""):
+    Its folder is none of pytest's, which any other pytest that starts closes to all users but its own.
+    """
+
+    def __init__(self, password=""):
         pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
         self.programs = postgres_programs()
         if self.programs is None:
             pytest.skip("needs PostgreSQL: apt-get install postgresql")
-        self.port, self.data, self.as_user = free_port(), folder / "postgres", []
-        self.data.mkdir()
-        secret = folder / "password"
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="qtrack-postgres-"))
+        self.data, secret = self.folder / "data", self.folder / "password"
         secret.write_text(password)
+        self.as_user = []
         if os.geteuid() == 0:  # which it refuses to run as
             self.as_user = ["runuser", "-u", "postgres", "--"]
-            shutil.chown(self.data, "postgres")
-            for parent in (folder, *folder.parents):
-                if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
+            shutil.chown(self.folder, "postgres")
         how = ["--auth=scram-sha-256", "--pwfile", secret] if password else ["--auth=trust"]
         self._call("initdb", "-D", self.data, "-U", "qtrack", *how, "--no-sync")
         user = f"qtrack:{password}" if password else "qtrack"
@@ -155,18 +157,19 @@ class Postgres:
 
 
 @contextmanager
-def postgres_cluster(folder, password=""):
+def postgres_cluster(password=""):
     """A running PostgreSQL, which a test may stop if it starts it again."""
-    cluster = Postgres(folder, password)
+    cluster = Postgres(password)
     cluster.start()
     try:
         yield cluster
     finally:
         cluster.stop()
+        shutil.rmtree(cluster.folder)
 
 
 @contextmanager
 def postgres(folder):
-    """The URI of an empty PostgreSQL database, in a folder of its own."""
-    with postgres_cluster(folder) as cluster:
+    """The URI of an empty PostgreSQL database; with a folder, as the other stores, though not in it."""
+    with postgres_cluster() as cluster:
         yield cluster.uri

@@ -175,6 +175,12 @@ def test_a_server_that_answers_with_an_error_is_one_line(status, said):
         assert refusal(address)[0] == f"tracking store {address}: {said}"
 
 
+def test_a_server_that_is_asked_by_another_name_says_so():
+    refused = 403, {}, "Invalid Host header - possible DNS rebinding attack detected"
+    with answering(lambda path: refused) as address:
+        assert "does not go by this name (403); see its option --allowed-hosts" in refusal(address)[0]
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [

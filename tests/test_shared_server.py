@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import tiny
 import yaml
+from commands import command, ended, only_line, started
 from recorded_tiny import write_task
 from servers import Postgres, mlflow_server, moto, postgres_cluster
 from sqlalchemy import create_engine, text
@@ -38,43 +36,6 @@ class Shared(NamedTuple):
     bucket: object
     environment: dict[str, str]
     """Of the server's process."""
-
-
-class Done(NamedTuple):
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-def started(*arguments, **environment):
-    """A command as a user would give it, in a process that knows neither the database nor the bucket."""
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_S3_"))}
-    return subprocess.Popen(
-        [sys.executable, "-m", "qtrack", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**known, **environment},
-    )
-
-
-def command(*arguments, **environment):
-    """The same, at its end."""
-    return ended(started(*arguments, **environment))
-
-
-def ended(process):
-    stdout, stderr = process.communicate(timeout=300)
-    return Done(process.returncode, stdout, stderr)
-
-
-def only_line(done, remarks=()):
-    """What a command that failed has said of it, which must be one line after the remarks of any run."""
-    assert (done.exit_code, done.stdout) == (3, "")
-    *before, line = done.stderr.splitlines()
-    assert before == [*remarks]
-    assert line.startswith("qtrack: tracking store ")
-    return line
 
 
 def rows(database, query):
@@ -110,7 +71,7 @@ def bucket_at(endpoint):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
-    with postgres_cluster(folder) as database, moto(folder) as endpoint:
+    with postgres_cluster() as database, moto(folder) as endpoint:
         bucket, environment = bucket_at(endpoint)
         with mlflow_server(folder, database.uri, artifacts=ARTIFACTS, environment=environment) as address:
             yield Shared(address, database, bucket, environment)
@@ -323,38 +284,8 @@ def test_a_run_into_a_bucket_that_is_not_there_ends_before_any_work(alone, tmp_p
     assert (checked.exit_code, states["store runs"], states["store artifacts"]) == (1, "ok", "broken")
 
 
-# credentials
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory):
-    """The address of a server with MLflow's own authentication."""
-    pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
-    environment = {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD, "MLFLOW_FLASK_SERVER_SECRET_KEY": "of tests only"}
-    arguments = ["--app-name", "basic-auth"]
-    folder = tmp_path_factory.mktemp("guarded")
-    with mlflow_server(folder, environment=environment, arguments=arguments) as address:
-        yield address
-
-
-@pytest.mark.parametrize("password", [{}, {"MLFLOW_TRACKING_PASSWORD": "another password"}])
-def test_a_server_that_refuses_the_credentials_is_one_line(guarded, password):
-    known = {"MLFLOW_TRACKING_USERNAME": "admin", **password}
-    line = only_line(command("compare", "--tracking-uri", guarded, **known))
-    assert "the server refused the credentials (401); see MLFLOW_TRACKING_USERNAME" in line
-    assert "another password" not in line
-
-
-def test_the_right_credentials_are_taken_and_not_recorded(guarded, alone):
-    write_task(alone)
-    credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-    done = command("run", "tiny.yaml", "--set", "stages=[float]", "--tracking-uri", guarded, **credentials)
-    assert done.exit_code == 0, done.stderr
-    assert PASSWORD not in done.stdout + done.stderr
-
-
-def test_a_database_that_refuses_the_password_is_one_line(tmp_path):
-    with postgres_cluster(tmp_path, password=PASSWORD) as database:
+def test_a_database_that_refuses_the_password_is_one_line():
+    with postgres_cluster(PASSWORD) as database:
         assert Ledger.open(database.uri).experiment_names() == ["Default"]
         line = only_line(command("compare", "--tracking-uri", database.uri.replace(PASSWORD, "guessed")))
     assert line.endswith("the database refused the user or the password")

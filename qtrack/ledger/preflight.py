@@ -62,6 +62,7 @@ _MEANINGS = {
     "file is not a database": "the file is not an SQLite database, or it is corrupt",
     "malformed": "the database is corrupt",
     "error code 401": "the server refused the credentials (401); see MLFLOW_TRACKING_USERNAME or _TOKEN",
+    "invalid host header": "the server does not go by this name (403); see its option --allowed-hosts",
     "error code 403": "the server does not permit this (403)",
     "error code 404": "there is no MLflow server at this address (404)",
     "no space left": "no space left on the device",

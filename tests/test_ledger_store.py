@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -173,6 +174,14 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
 def test_a_server_that_answers_with_an_error_is_one_line(status, said):
     with answering(lambda path: (status, {}, "no\n")) as address:
         assert refusal(address)[0] == f"tracking store {address}: {said}"
+
+
+def test_a_server_that_breaks_off_is_one_line():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        said, _ = refusal(f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert said.endswith(": it broke off; the server's log says why")
 
 
 def test_a_server_that_is_asked_by_another_name_says_so():

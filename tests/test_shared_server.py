@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
 import tiny
 import yaml
+from botocore.exceptions import ClientError
 from commands import command, ended, only_line, started
 from recorded_tiny import write_task
 from servers import Postgres, mlflow_server, moto, postgres_cluster
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 import qtrack
 from qtrack import Ledger
 from qtrack.engine.digests import digest_of
+from qtrack.ledger.preflight import explain
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +61,6 @@ def keys(bucket):
 
 def bucket_at(endpoint):
     """A new bucket, and what a server must be told to use it."""
-    boto3 = pytest.importorskip("boto3", reason="needs boto3")
     known = {
         "aws_access_key_id": S3_KEYS["AWS_ACCESS_KEY_ID"],
         "aws_secret_access_key": S3_KEYS["AWS_SECRET_ACCESS_KEY"],
@@ -234,6 +237,21 @@ def test_connections_to_the_database_itself_may_expire_as_well(shared, project):
     assert ledger.strategies() == before
 
 
+def test_a_connection_that_ends_under_a_query_is_explained(shared):
+    engine = create_engine(shared.database.uri, poolclass=NullPool)
+    with engine.connect() as connection:
+        end_connections(shared.database)
+        with pytest.raises(OperationalError) as raised:
+            connection.execute(text("SELECT 1"))
+    assert explain(raised.value) == "the database closed the connection"
+
+
+def test_a_bucket_that_is_not_there_is_explained(shared):
+    with pytest.raises(ClientError) as raised:
+        shared.bucket.meta.client.list_objects_v2(Bucket="another")
+    assert explain(raised.value) == "the artifact store has no such bucket"
+
+
 def test_a_run_outlives_its_database_and_is_sent_later(shared, alone):
     done = run_with(shared.address, shared.database.stop)
     try:
@@ -259,7 +277,8 @@ def test_a_run_outlives_its_artifact_store_and_is_sent_later(alone, tmp_path):
         done = run_with(address, storage.close)
         assert "it fails at its artifact store" in done.stderr
         assert "later: qtrack sync" in done.stderr
-        line = only_line(command("layers", "float", "--tracking-uri", address))
+        hurried = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+        line = only_line(command("layers", "float", "--tracking-uri", address, **hurried))
         assert "cannot read the files of the run 'float'" in line
         assert line.endswith("it fails at its artifact store; the server's log says why")
         serving.enter_context(moto(tmp_path, port=urlsplit(endpoint).port))

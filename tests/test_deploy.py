@@ -27,7 +27,7 @@ EXAMPLE = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / ".env.example").read_text()
 
 
 def server_line():
-    (line,) = re.findall(r"^mlflow server .*$", README, re.MULTILINE)
+    (line,) = re.findall(r"^mlflow server .*$", README.replace("\\\n  ", ""), re.MULTILINE)
     return line
 
 

@@ -122,11 +122,13 @@ def _clock(date: str, here: float) -> Part:
 
 def _recording(store: Store) -> list[Part]:
     trial = _Trial(store)
-    runs = _tried("store runs", trial.write)
-    files = Part("store artifacts", False, "not tried, for want of a run to put one into")
-    if run := trial.run:
-        files = _tried("store artifacts", lambda: trial.exchange(run))
-    left = _tried("store runs", trial.clear)
+    try:
+        runs = _tried("store runs", trial.write)
+        files = Part("store artifacts", False, "not tried, for want of a run to put one into")
+        if run := trial.run:
+            files = _tried("store artifacts", lambda: trial.exchange(run))
+    finally:
+        left = _tried("store runs", trial.clear)
     return [left if runs.holds and not left.holds else runs, files]
 
 

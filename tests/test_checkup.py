@@ -111,6 +111,16 @@ def test_a_run_that_stays_behind_is_named(client, monkeypatch):
     assert found["store artifacts"].holds
 
 
+def test_an_interrupted_check_leaves_nothing_either(client, monkeypatch):
+    def interrupted(self, run_id, path, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkup()
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+
+
 def served(version="", ahead_s=None):
     """What a server says that lists no experiments, and refuses to make one."""
     headers = {} if ahead_s is None else {"Date": formatdate(time.time() + ahead_s, usegmt=True)}

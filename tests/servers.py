@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,22 +29,73 @@ def free_port():
 
 
 @contextmanager
-def mlflow_server(folder, backend="sqlite:///mlflow.db"):
-    """The address of an MLflow server with its store in a folder."""
+def answering(answer):
+    """The address of a server whose answer to a path is (status, headers, text)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, headers, said = answer(self.path)
+            content = said.encode()
+            self.send_response_only(status)
+            for name, value in {"Content-Length": len(content), **headers}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_GET
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def mlflow_server(
+    folder, backend="sqlite:///mlflow.db", *, artifacts="./artifacts", environment=None, arguments=()
+):
+    """The address of an MLflow server that runs in a folder, with its store there unless told otherwise."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend]
-    command += ["--artifacts-destination", "./artifacts", "--serve-artifacts", "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "server.log").open("wb") as said:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
-        )
+    command = ["mlflow", "server", "--backend-store-uri", backend]
+    command += ["--artifacts-destination", artifacts, "--serve-artifacts", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
+    around = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
+    around.pop("MLFLOW_TRACKING_URI", None)
     address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(address, process)
+    with serving(folder, command, around, f"{address}/health"):
         yield address
+
+
+@contextmanager
+def moto(folder, port=None):
+    """The address of an S3 server that keeps its objects in memory and takes any credentials."""
+    pytest.importorskip("moto.server", reason="needs moto[s3]")
+    port = port or free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = ["moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with serving(folder, command, dict(os.environ), f"{address}/moto-api/"):
+        yield address
+
+
+@contextmanager
+def serving(folder, command, environment, healthy):
+    with (folder / f"{command[0]}.log").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(healthy, process)
+        yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
@@ -51,7 +105,7 @@ def _wait_until_healthy(address, process):
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(f"{address}/health", timeout=2).close()
+            urllib.request.urlopen(address, timeout=2).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
@@ -65,31 +119,57 @@ def postgres_programs():
     return folders[-1] if folders else None
 
 
-@contextmanager
-def postgres(folder):
-    """The URI of an empty PostgreSQL database, in a folder of its own."""
-    pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("needs PostgreSQL: apt-get install postgresql")
-    port, data = free_port(), folder / "postgres"
-    data.mkdir()
-    as_user = []
-    if os.geteuid() == 0:  # which it refuses to run as
-        as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(data, "postgres")
-        for parent in (folder, *folder.parents):
-            if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o011)
+class Postgres:
+    """A PostgreSQL cluster; its user has a password if one is given.
 
-    def call(program, *arguments):
-        command = [*as_user, programs / program, *arguments]
+    Its folder is none of pytest's, which any other pytest that starts closes to all users but its own.
+    """
+
+    def __init__(self, password=""):
+        pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+        self.programs = postgres_programs()
+        if self.programs is None:
+            pytest.skip("needs PostgreSQL: apt-get install postgresql")
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="qtrack-postgres-"))
+        self.data, secret = self.folder / "data", self.folder / "password"
+        secret.write_text(password)
+        self.as_user = []
+        if os.geteuid() == 0:  # which it refuses to run as
+            self.as_user = ["runuser", "-u", "postgres", "--"]
+            shutil.chown(self.folder, "postgres")
+        how = ["--auth=scram-sha-256", "--pwfile", secret] if password else ["--auth=trust"]
+        self._call("initdb", "-D", self.data, "-U", "qtrack", *how, "--no-sync")
+        user = f"qtrack:{password}" if password else "qtrack"
+        self.uri = f"postgresql+psycopg2://{user}@127.0.0.1:{self.port}/postgres"
+
+    def start(self):
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options += f" -c unix_socket_directories={self.data}"
+        self._call("pg_ctl", "-D", self.data, "-w", "-l", self.data / "log", "-o", options, "start")
+
+    def stop(self):
+        self._call("pg_ctl", "-D", self.data, "-w", "-m", "immediate", "stop")
+
+    def _call(self, program, *arguments):
+        command = [*self.as_user, self.programs / program, *arguments]
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
 
-    call("initdb", "-D", data, "-U", "qtrack", "--auth=trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c fsync=off"
-    call("pg_ctl", "-D", data, "-w", "-l", data / "log", "-o", options, "start")
+
+@contextmanager
+def postgres_cluster(password=""):
+    """A running PostgreSQL, which a test may stop if it starts it again."""
+    cluster = Postgres(password)
+    cluster.start()
     try:
-        yield f"postgresql+psycopg2://qtrack@127.0.0.1:{port}/postgres"
+        yield cluster
     finally:
-        call("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        cluster.stop()
+        shutil.rmtree(cluster.folder)
+
+
+@contextmanager
+def postgres(folder):
+    """The URI of an empty PostgreSQL database; with a folder, as the other stores, though not in it."""
+    with postgres_cluster() as cluster:
+        yield cluster.uri

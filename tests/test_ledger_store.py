@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -13,10 +14,14 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import boto3
 import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
 from filelock import FileLock
 from ledger_made import record, setting
 from mlflow import MlflowClient
+from servers import answering
 
 from qtrack.errors import StoreError
 from qtrack.ledger import Ledger, mask_secrets, preflight, sqlite_file
@@ -154,18 +159,54 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
     assert seconds < 5
 
 
-def test_a_server_that_is_not_mlflow_says_so():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_answer_404, args=(listener,), daemon=True).start()
-        said, _ = refusal(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    assert "there is no MLflow server at this address (404)" in said
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "the server refused the credentials (401); see MLFLOW_TRACKING_USERNAME or _TOKEN"),
+        (403, "the server does not permit this (403)"),
+        (404, "there is no MLflow server at this address (404)"),
+        (500, "it fails (500); the server's log says why"),
+        (502, "a proxy answers, but not the server behind it"),
+        (503, "it does not reach its database (503); the server's log says why"),
+        (504, "a proxy answers, but not the server behind it"),
+    ],
+)
+def test_a_server_that_answers_with_an_error_is_one_line(status, said):
+    with answering(lambda path: (status, {}, "no\n")) as address:
+        assert refusal(address)[0] == f"tracking store {address}: {said}"
 
 
-def _answer_404(listener):
-    connection, _ = listener.accept()
-    with connection:
-        connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n")
+def test_a_server_that_breaks_off_is_one_line():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        said, _ = refusal(f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert said.endswith(": it broke off; the server's log says why")
+
+
+def test_a_server_that_is_asked_by_another_name_says_so():
+    refused = 403, {}, "Invalid Host header - possible DNS rebinding attack detected"
+    with answering(lambda path: refused) as address:
+        assert "does not go by this name (403); see its option --allowed-hosts" in refusal(address)[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("tests", "the artifact store does not answer; see MLFLOW_S3_ENDPOINT_URL"),
+        (None, "no credentials for the artifact store; see AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_an_artifact_store_that_the_client_uses_itself_is_explained(refused, monkeypatch, key, said):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nowhere")
+    once = Config(retries={"total_max_attempts": 1})
+    session = boto3.session.Session(key, key, region_name="us-east-1")
+    with pytest.raises(BotoCoreError) as raised:
+        session.client("s3", endpoint_url=f"http://{refused}", config=once).list_buckets()
+    assert explain(raised.value) == said
 
 
 def test_the_patience_of_mlflow_is_left_as_it_was(refused, monkeypatch):

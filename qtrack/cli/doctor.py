@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +24,9 @@ BROKEN = 1
 @click.pass_context
 def doctor(ctx: click.Context, operators: bool, as_json: bool, tracking_uri: str | None) -> None:
     """Try every part on this machine: packages, processor, int8 engines, backends, the tracking store.
+
+    Of the store: how soon it answers, whether a run and an artifact can be written and read back (both are
+    deleted again), and of a server its version and its clock.
 
     A second table says which backend carries out which feature of a recipe.
 
@@ -79,20 +80,8 @@ def _record(check: Check, engines: list[str]) -> dict[str, Any]:
 
 
 def _store(uri: str | None) -> Iterator[Check]:
-    from qtrack.errors import QtrackError
-    from qtrack.ledger import Ledger, mask_secrets
+    from qtrack.ledger.checkup import checkup
     from qtrack.report.health import Check
 
-    if not (uri or os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").exists()):
-        writable = os.access(".", os.W_OK)
-        said = (
-            "sqlite:///mlflow.db, which the first run creates"
-            if writable
-            else "this folder cannot be written"
-        )
-        yield Check("store", "ok" if writable else "broken", said)
-        return
-    try:
-        yield Check("store", "ok", mask_secrets(Ledger.open(uri).uri))
-    except QtrackError as error:
-        yield Check("store", "broken", str(error))
+    for what, holds, detail in checkup(uri):
+        yield Check(what, "ok" if holds else "broken", detail)

@@ -23,7 +23,7 @@ from qtrack.ledger.reproductions import ReproductionWriter, recorded_of, recorde
 from qtrack.ledger.room import check_room
 from qtrack.ledger.rows import Query, RunRow
 from qtrack.ledger.spool import Recovered, Spool
-from qtrack.ledger.store import Store, may_exist, open_store
+from qtrack.ledger.store import Store, absent_file, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
 from qtrack.ledger.timeline import MOST, timeline
 from qtrack.ledger.views import share
@@ -80,7 +80,7 @@ class Ledger:
     @classmethod
     def open_existing(cls, uri: str | None = None) -> Ledger | None:
         """The same, only to read; None where there is no database yet, which is not made."""
-        return cls(open_store(uri)) if may_exist(uri) else None
+        return None if absent_file(uri) else cls(open_store(uri))
 
     @property
     def uri(self) -> str:

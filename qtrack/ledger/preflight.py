@@ -7,6 +7,7 @@ than one.
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,10 +29,22 @@ from qtrack.ledger.quiet import hurried
 
 ANSWER_S = 9.0
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+LOG = "the server's log says why"
 KNOWN = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql+psycopg2://..., databricks"
 
-# What stands somewhere in a chain of exceptions, and what to say of it.
+# Patterns of what stands somewhere in a chain of exceptions, and what to say of it; the first counts.
 _MEANINGS = {
+    # A server that fails while a file is on its way may close the connection before it has read it all.
+    "/mlflow-artifacts/.*(too many 50. error|connection aborted)": f"it fails at its artifact store; {LOG}",
+    "connection aborted": f"it broke off; {LOG}",
+    "could not connect to the endpoint url": "the artifact store does not answer; see MLFLOW_S3_ENDPOINT_URL",
+    "unable to locate credentials": "no credentials for the artifact store; see AWS_ACCESS_KEY_ID",
+    "nosuchbucket": "the artifact store has no such bucket",
+    "too many 500 error": f"it fails (500); {LOG}",
+    "too many 503 error": f"it does not reach its database (503); {LOG}",
+    "too many 50[24] error": "a proxy answers, but not the server behind it",
+    "closed the connection|terminating connection": "the database closed the connection",
+    "password authentication failed": "the database refused the user or the password",
     "connection refused": "connection refused; is the server running?",
     "name or service not known": "no such host",
     "nodename nor servname": "no such host",
@@ -49,6 +62,7 @@ _MEANINGS = {
     "file is not a database": "the file is not an SQLite database, or it is corrupt",
     "malformed": "the database is corrupt",
     "error code 401": "the server refused the credentials (401); see MLFLOW_TRACKING_USERNAME or _TOKEN",
+    "invalid host header": "the server does not go by this name (403); see its option --allowed-hosts",
     "error code 403": "the server does not permit this (403)",
     "error code 404": "there is no MLflow server at this address (404)",
     "no space left": "no space left on the device",
@@ -118,7 +132,7 @@ def explain(error: BaseException) -> str:
         return f"the package {error.name} is not installed, which this kind of store needs"
     text = " ".join(map(str, _chain(error))).lower()
     for needle, meaning in _MEANINGS.items():
-        if needle in text:
+        if re.search(needle, text, re.DOTALL):
             return meaning
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."

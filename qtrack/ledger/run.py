@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from qtrack.errors import QtrackError
+from qtrack.errors import QtrackError, StoreAway
 from qtrack.ledger.files import write_text
 from qtrack.ledger.heart import beating, signs_of_life
 from qtrack.ledger.journal import now_ms
@@ -121,7 +121,8 @@ class OpenRun:
                 write_text(folder / File.ERROR, "".join(traceback.format_exception(error)))
 
     def _fail(self, error: BaseException) -> None:
-        """End the run after an error; what goes wrong on the way must not hide that error.
+        """End the run after an error; what goes wrong on the way must not hide that error, nor say again that
+        the store is away.
 
         A run whose end cannot be written is found dead by whoever comes next.
         """
@@ -131,7 +132,8 @@ class OpenRun:
             try:
                 step()
             except (QtrackError, OSError) as second:
-                log.warning("the error could not be recorded with the run %s: %s", self.name, second)
+                if not (isinstance(error, StoreAway) and isinstance(second, StoreAway)):
+                    log.warning("the error could not be recorded with the run %s: %s", self.name, second)
 
     def _end(self, status: str) -> None:
         self._append("end", status=status, ended_ms=now_ms())

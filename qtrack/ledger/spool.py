@@ -70,6 +70,9 @@ class Spool:
         """Records are written in here; at its end the store has them all, or the user is told that not."""
         try:
             yield
+        except StoreAway:
+            self._told = True
+            raise
         finally:
             self._close()
 

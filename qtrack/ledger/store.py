@@ -108,10 +108,10 @@ def open_store(uri: str | None = None, folder: Path | None = None) -> Store:
     return Store(uri, client, time.perf_counter() - started)
 
 
-def may_exist(uri: str | None = None) -> bool:
-    """Is the store that ``open_store`` would open there already, or none that it would make?"""
+def absent_file(uri: str | None = None) -> Path | None:
+    """The database file that ``open_store`` would make; None where the store is another, or there already."""
     path = sqlite_path(_absolute(uri or _default_uri(None)))
-    return path is None or path.exists()
+    return None if path is None or path.exists() else path
 
 
 def _opened(uri: str) -> MlflowClient:

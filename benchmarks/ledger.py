@@ -89,7 +89,7 @@ def pairs(uri: str) -> Iterator[tuple[str, Read, Read]]:
         query = Query([ids[name]], {Tag.KIND: "stage"}, status="FINISHED")
         return (
             lambda: ledger.finished(name),
-            lambda: [strategy_of(row, name) for row in reversed(client.runs(query))],
+            lambda: [strategy_of(row, name) for row in reversed(list(client.runs(query)))],
         )
 
     yield ("compare, 1,000 runs", *strategies("thousand"))

@@ -43,7 +43,7 @@ def records(folder: Path, jobs: int) -> list[bytes]:
     (folder / "job.yaml").write_text(f"{{name: job, task: '{task}:Digits', {STAGES}, threads: 1}}")
     found = []
     for seed in range(jobs):
-        handed = campaign(str(folder / "job.yaml"), {"recipe.seed": seed}, 1, NOWHERE, "1", {})
+        handed = campaign(str(folder / "job.yaml"), {"recipe.seed": seed}, 1, "", NOWHERE, "1", {})
         if handed.error:
             sys.exit(handed.error)
         found.append(handed.packed)

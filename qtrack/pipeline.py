@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -21,6 +21,7 @@ from qtrack.recipe import Frozen, Module, Recipe
 from qtrack.stages import STAGES, Target, absent, needed
 from qtrack.task import Task, getattr_of, load_module, load_task
 
+Load = Callable[[str, Path], Task]
 MAX_THREADS = 1024
 DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
 
@@ -120,15 +121,18 @@ class Plan:
     folder: Path = field(default_factory=Path)
 
 
-def read_plan(path: Path, settings: dict[str, Any] | None = None) -> Plan:
-    """Read, override (``{"target.max_drop": 0.02}``) and check a pipeline file; raises PipelineError."""
+def read_plan(path: Path, settings: dict[str, Any] | None = None, load: Load = load_task) -> Plan:
+    """Read, override (``{"target.max_drop": 0.02}``) and check a pipeline file; raises PipelineError.
+
+    ``load`` gives the task by its name and the file's folder, for whoever keeps tasks.
+    """
     text = read_text(path, PipelineError)
     data = load_yaml(text, str(path), PipelineError)
     if not isinstance(data, dict):
         raise PipelineError(f"{path}: expected a mapping with the fields {', '.join(Pipeline.model_fields)}")
     for key, value in (settings or {}).items():
         _set(data, key, value)
-    return _check(data, text, path)
+    return _check(data, text, path, load)
 
 
 def plan_of(pipeline: Pipeline, task: Task, folder: Path | None = None) -> Plan:
@@ -147,14 +151,14 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _check(data: dict[str, Any], text: str, path: Path) -> Plan:
+def _check(data: dict[str, Any], text: str, path: Path, load: Load) -> Plan:
     found = _Findings(str(path), path.parent)
     pipeline: Pipeline | None = None
     try:
         pipeline = Pipeline.model_validate(data)
     except ValidationError as error:
         found.faults += faults_of(error, Pipeline, str(path))
-    found.load_task(data.get("task"))
+    found.load_task(data.get("task"), load)
     return found.plan(pipeline or _readable_parts(data), text)
 
 
@@ -188,11 +192,11 @@ class _Findings:
         self.faults: list[str] = []
         self.task: Task | None = None
 
-    def load_task(self, reference: Any) -> None:
+    def load_task(self, reference: Any, load: Load) -> None:
         if not isinstance(reference, str):
             return
         try:
-            self.task = load_task(reference, self.folder)
+            self.task = load(reference, self.folder)
         except InputError as error:
             self.faults.append(f"{self.where}: {error}")
 

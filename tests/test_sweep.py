@@ -200,3 +200,18 @@ def test_a_store_that_goes_away_is_said_and_nothing_is_lost(folder, monkeypatch)
     away.clear()
     assert len(ledger(folder).sync()) == 4
     assert len(ledger(folder).finished("tiny")) == 2
+
+
+def test_a_task_is_loaded_once_for_all_jobs_until_its_file_is_edited(folder):
+    task = "import sys\nfrom pathlib import Path\nsys.path.insert(0, {!r})\nfrom tiny import Tiny\n"
+    task += "class Mine(Tiny):\n    def __init__(self):\n"
+    task += "        with (Path(__file__).parent / 'loads').open('a') as file:\n            file.write('.')\n"
+    (folder / "mine.py").write_text(task.format(str(TASK.parent)))
+    path = sweep_file(
+        folder, "{name: s, grid: {pipelines: [one.yaml], tasks: ['mine.py:Mine'], seeds: [0, 1, 2]}}"
+    )
+    for loads, edit in ((2, ""), (4, "\n# edited\n")):  # by the driver, and by the worker
+        with (folder / "mine.py").open("a") as file:
+            file.write(edit)
+        assert all(not one.error for one in run_sweep(read_sweep(path), ledger(folder), InProcess()))
+        assert len((folder / "loads").read_text()) == loads

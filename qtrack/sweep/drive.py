@@ -68,6 +68,7 @@ def _jobs(
             "pipeline": str(job.path.resolve()),
             "settings": job.entry.settings,
             "threads": threads,
+            "code": job.code,
             "store": mask_secrets(ledger.uri),
             "experiment": experiments[job.plan.task.name],
             "tags": {Tag.SWEEP: sweep.id, Tag.JOB: job.key},

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qtrack.pipeline import Plan, read_plan
 from qtrack.reading import faults_of, load_yaml, read_text
 from qtrack.recipe import Frozen
 from qtrack.sources import defining, digest_of_files, imported
+from qtrack.task import load_task
 
 
 class Entry(Frozen):
@@ -86,12 +88,16 @@ class Planned:
     """Of the pipeline file."""
     plan: Plan
 
-    @property
+    @cached_property
+    def code(self) -> str:
+        """A digest of the task's files."""
+        task = defining([type(self.plan.task)])
+        return digest_of_files(task | imported(task))
+
+    @cached_property
     def key(self) -> str:
         """Over what the job does, as far as files say it: the same job of an edited pipeline is another."""
-        task = defining([type(self.plan.task)])
-        code = digest_of_files(task | imported(task))
-        told = [self.plan.source, code, self.entry.model_dump(mode="json")]
+        told = [self.plan.source, self.code, self.entry.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -118,11 +124,11 @@ def read_sweep(path: Path) -> Sweep:
         file = SweepFile.model_validate(data)
     except ValidationError as error:
         raise PipelineError(faults_of(error, SweepFile, str(path))) from error
-    jobs, faults = [], dict[str, None]()
+    jobs, faults, load = [], dict[str, None](), cache(load_task)
     for entry in file.entries():
         beside = path.parent / entry.pipeline
         try:
-            jobs.append(Planned(entry, beside, read_plan(beside, entry.settings)))
+            jobs.append(Planned(entry, beside, read_plan(beside, entry.settings, load)))
         except PipelineError as error:
             faults |= dict.fromkeys(f"{path}: {entry.name}: {fault}" for fault in error.faults)
     if faults:

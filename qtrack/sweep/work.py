@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from qtrack.errors import QtrackError
 from qtrack.ledger.held import HeldLedger
 from qtrack.pipeline import read_plan
 from qtrack.report.figures import stage_figures
+from qtrack.task import Task, load_task
 
 log = logging.getLogger("qtrack")
 
@@ -36,16 +38,21 @@ def campaign(
     pipeline: str,
     settings: dict[str, Any],
     threads: int,
+    code: str,
     store: str,
     experiment: str,
     tags: Mapping[str, str],
 ) -> Handed:
-    """Run a pipeline file with these settings; what fails in it is on record and said, and no exception."""
+    """Run a pipeline file with these settings; what fails in it is on record and said, and no exception.
+
+    Of a task whose files have the digest ``code`` the one that is at hand is taken.
+    """
     with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
         ledger = HeldLedger(Path(folder), store, experiment, tags, stage_figures, page)
         error = ""
         try:
-            plan = read_plan(Path(pipeline), {"threads": threads, **settings})
+            load = partial(_task, code=code)
+            plan = read_plan(Path(pipeline), {"threads": threads, **settings}, load)
             device = nearest(plan.pipeline.device)
             run_plan(replace(plan, pipeline=plan.pipeline.model_copy(update={"device": device})), ledger)
         except QtrackError as failed:
@@ -53,3 +60,9 @@ def campaign(
         except Exception as failed:  # of the user's code, or unforeseen: it is this job's own
             error = f"{type(failed).__name__}: {' '.join(str(failed).split())[:400]}"
         return Handed(ledger.id, ledger.packed(), error)
+
+
+@lru_cache(maxsize=1)
+def _task(reference: str, folder: Path, code: str) -> Task:
+    """Loaded once for all jobs with it that follow each other, with whatever model and data it keeps."""
+    return load_task(reference, folder)

@@ -35,14 +35,14 @@ COMMANDS = {
 }
 
 
-def build(path: Path, runs: int) -> int:
+def build(path: Path, runs: int, experiments: int = EXPERIMENTS) -> int:
     """Fill the store; the result is how many runs it has."""
     ledger = Ledger.open(f"sqlite:///{path}")
-    ids = [int(ledger._store.experiment_for(f"net-{number}")) for number in range(EXPERIMENTS)]
+    ids = [int(ledger._store.experiment_for(f"net-{number}")) for number in range(experiments)]
     chance, count = random.Random(0), 0
     with closing(sqlite3.connect(path)) as database:
         for place, experiment in enumerate(ids):
-            for number in range(runs // EXPERIMENTS * rows.STAGES // (rows.STAGES + 1)):
+            for number in range(runs // experiments * rows.STAGES // (rows.STAGES + 1)):
                 rows._insert(database, experiment, number, chance, curves=False)
                 count += 1
                 if number % rows.STAGES == 0:

@@ -18,7 +18,7 @@ test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 coverage: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --cov=qtrack --cov-report=term --cov-fail-under=90

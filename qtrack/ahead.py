@@ -9,19 +9,23 @@ on these. What the campaign never asks for is thrown away: a wrong guess costs t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
+
+from qtrack.engine.evaluation import Part
 from qtrack.errors import TaskError
-from qtrack.executors import TRIES, Executor, Job, WorkerLost
+from qtrack.executors import TRIES, Executor, Job, Watched, WorkerLost
 from qtrack.monitor import Monitor
 from qtrack.outcome import Outcome, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Setting
 from qtrack.remote import OtherIngredients, Sent, Terms, executed
-from qtrack.task import reference_to
+from qtrack.shards import evaluated
+from qtrack.task import Split, reference_to
 
 log = logging.getLogger("qtrack")
 
@@ -55,7 +59,7 @@ class Ahead:
 
     def __init__(self, setting: Setting, executor: Executor | None = None) -> None:
         self._setting = setting
-        self._executor = executor if executor and executor.aside else None
+        self._executor = Watched(executor) if executor and executor.aside else None
         self._terms: Terms | None = None
         if self._executor:
             try:
@@ -101,16 +105,38 @@ class Ahead:
             with monitor.phase("wait for a worker", None):
                 sent = self._received(key)
         except OtherIngredients as error:
-            log.warning("%s: all is executed here", error)
-            self._executor = None
-            self._begun.clear()
+            self._leave(error)
             return None
         for point in sent.points:
             monitor.report(*point)
         _stop(sent, until)
         return sent.whole(self._setting.plan.task)
 
+    def parts(self, recipe: Recipe, model: nn.Module, split: Split) -> Iterator[Part]:
+        """What the recipe's model does on the first batches of a split, as far as workers do the same.
+
+        On none where most are busy: two at least are to share it. Raises what ``outcome`` raises.
+        """
+        if self._executor is None or self._executor.slots < 2:
+            return
+        assert self._terms
+        others = self._executor.running()
+        if 2 * len(others) >= self._executor.slots:
+            return
+        batches = self._setting.splits[split].batches
+        try:
+            yield from evaluated(self._executor, self._terms, recipe, model, split, batches, others)
+        except OtherIngredients as error:
+            self._leave(error)
+
+    def _leave(self, error: OtherIngredients) -> None:
+        """Workers are of no use."""
+        log.warning("%s: all is executed here", error)
+        self._executor = None
+        self._begun.clear()
+
     def _received(self, key: Key) -> Sent:
+        assert self._executor
         while True:
             self._fill()
             mine = self._begun.get(key)
@@ -118,16 +144,12 @@ class Ahead:
                 if not isinstance(error := mine.future.exception(), WorkerLost) or mine.tries == TRIES:
                     return self._begun.pop(key).future.result()
                 log.warning("%s: %s; it is tried again", mine.job.name, error)
-                assert self._executor is not None
                 mine.future, mine.tries = self._executor.submit(mine.job), mine.tries + 1
-            wait(self._running(), return_when=FIRST_COMPLETED)
-
-    def _running(self) -> list[Future[Sent]]:
-        return [begun.future for begun in self._begun.values() if not begun.future.done()]
+            wait(self._executor.running(), return_when=FIRST_COMPLETED)
 
     def _fill(self) -> None:
         """Keep all workers busy."""
-        while self._executor and len(self._running()) < self._executor.slots:
+        while self._executor and len(self._executor.running()) < self._executor.slots:
             source = self._guessed or self._planned
             if not source:
                 return

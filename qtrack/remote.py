@@ -115,9 +115,10 @@ def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: i
 
     Raises what ``engine.execute`` raises, and OtherIngredients.
     """
-    with _agreed(terms) as task, using_engine(recipe.engine), torch.no_grad():
+    with _agreed(terms) as task, using_engine(recipe.engine):
         model = _rebuilt(task, recipe, state)
-        return list(parts(task, model, split, _reading(task, split).batches(first, count), first))
+        with torch.no_grad():
+            return list(parts(task, model, split, _reading(task, split).batches(first, count), first))
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,9 @@ class Stand:
             future.set_exception(WorkerLost("the worker was killed"))
             return future
         try:
-            future.set_result(pickle.loads(pickle.dumps(perform(pickle.loads(pickle.dumps(job))))))
+            with torch.enable_grad():  # as in a process of its own
+                done = perform(pickle.loads(pickle.dumps(job)))
+            future.set_result(pickle.loads(pickle.dumps(done)))
         except Exception as error:
             future.set_exception(error)
         return future

@@ -28,7 +28,9 @@ RECIPES = {
     "float": STATIC.with_mode("float"),
     "eager": Recipe(backend="eager", engine="x86"),
     "pt2e": Recipe(backend="pt2e"),
-    "torchao": Recipe(backend="torchao").with_mode("weight_only"),
+    "torchao": Recipe.model_validate(
+        {"backend": "torchao", "default": {"mode": "weight_only", "weight": {"granularity": "per_channel"}}}
+    ),
 }
 
 

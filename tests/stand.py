@@ -25,7 +25,7 @@ class Stand:
             future.set_exception(WorkerLost("the worker was killed"))
             return future
         try:
-            with torch.enable_grad():  # as in a process of its own
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # as in a process of its own
                 done = perform(pickle.loads(pickle.dumps(job)))
             future.set_result(pickle.loads(pickle.dumps(done)))
         except Exception as error:

@@ -14,9 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import nn
-
-from qtrack.engine.evaluation import Part
+from qtrack.engine.evaluation import Begun, Part
 from qtrack.errors import TaskError
 from qtrack.executors import TRIES, Executor, Job, Watched, WorkerLost
 from qtrack.monitor import Monitor
@@ -24,8 +22,8 @@ from qtrack.outcome import Outcome, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Setting
 from qtrack.remote import OtherIngredients, Sent, Terms, executed
-from qtrack.shards import evaluated
-from qtrack.task import Split, reference_to
+from qtrack.shards import evaluated, is_worth_it
+from qtrack.task import reference_to
 
 log = logging.getLogger("qtrack")
 
@@ -112,20 +110,19 @@ class Ahead:
         _stop(sent, until)
         return sent.whole(self._setting.plan.task)
 
-    def parts(self, recipe: Recipe, model: nn.Module, split: Split) -> Iterator[Part]:
-        """What the recipe's model does on the first batches of a split, as far as workers do the same.
+    def parts(self, begun: Begun) -> Iterator[Part]:
+        """What a model does on a split's next batches, as far as workers do the same, and are at hand.
 
-        On none where most are busy: two at least are to share it. Raises what ``outcome`` raises.
+        On no batch where each worker has a GPU for itself. Raises what ``outcome`` raises.
         """
-        if self._executor is None or self._executor.slots < 2:
+        if self._executor is None or self._terms is None or self._terms.device != "cpu":
             return
-        assert self._terms
-        others = self._executor.running()
-        if 2 * len(others) >= self._executor.slots:
+        others, slots = self._executor.running(), self._executor.slots
+        batches = self._setting.splits[begun.split].batches
+        if 2 * len(others) >= slots or not is_worth_it(begun, batches, slots - len(others)):
             return
-        batches = self._setting.splits[split].batches
         try:
-            yield from evaluated(self._executor, self._terms, recipe, model, split, batches, others)
+            yield from evaluated(self._executor, self._terms, begun, batches, others)
         except OtherIngredients as error:
             self._leave(error)
 

@@ -7,19 +7,16 @@ which the ledger implements, and to a Monitor.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
-
-from torch import nn
 
 from qtrack import diagnosis
 from qtrack.ahead import Ahead, Wanted
 from qtrack.budget import Budget
 from qtrack.data import inspect_splits, overlaps
 from qtrack.engine import check_forward, execute, settled, torch_threads, using_device
-from qtrack.engine.evaluation import Part
 from qtrack.environment import environment
 from qtrack.executors import Executor
 from qtrack.finding import Diagnosis
@@ -36,12 +33,8 @@ from qtrack.searching import Prober, Purse
 from qtrack.services import Asked, Diagnoser, Pricer, Sensor, total
 from qtrack.stages import Evidence, Judged, judge
 from qtrack.stages.evidence import nothing_to_diagnose
-from qtrack.task import Split
 
 log = logging.getLogger("qtrack")
-
-SHARED_S = 5.0
-"""An evaluation that the float model was so long at is shared: a worker has to make the model first."""
 
 
 def run_plan(
@@ -255,18 +248,9 @@ class _Campaign:
                 until=until,
                 sizes=self.sizes,
                 checkpoint=checkpoint,
-                elsewhere=self._elsewhere,
+                elsewhere=self.ahead.parts,
             )
         return self._judge(outcome, monitor)
-
-    def _elsewhere(self, recipe: Recipe, model: nn.Module, split: Split) -> Iterable[Part]:
-        """What workers evaluate of a split, where that is worth it."""
-        if self.baseline is None or self.plan.pipeline.device != "cpu":
-            return ()
-        floating = self.baseline.outcome
-        samples = sum(len(one.scores) for one in (floating.validation, floating.test) if one)
-        seconds = floating.cost.phases.get("evaluate", 0.0) / samples * self.sizes[split]
-        return self.ahead.parts(recipe, model, split) if seconds >= SHARED_S else ()
 
     def _need_baseline(self, recipe: Recipe, monitor: Monitor) -> None:
         if self.baseline is None and recipe.quantizes:

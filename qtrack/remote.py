@@ -21,7 +21,7 @@ from torch import nn
 from qtrack.backends.engines import quiet, using_engine
 from qtrack.data import batches_of, inspect_splits
 from qtrack.engine import execute, nearest, rebuild, using_device
-from qtrack.engine.evaluation import Part, parts
+from qtrack.engine.evaluation import Part, part
 from qtrack.engine.packed import unpacked
 from qtrack.errors import InputError, QtrackError
 from qtrack.executors import Job
@@ -119,7 +119,7 @@ def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: i
         model = _rebuilt(task, recipe, state)
         with torch.no_grad():
             batches = _without_chance(_reading(task, split).batches(first, count))
-            return list(parts(task, model, split, batches, first))
+            return [part(task, model, split, place, batch) for place, batch in enumerate(batches, first)]
 
 
 @lru_cache(maxsize=1)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from torch import nn
-
 from qtrack import remote
-from qtrack.engine.evaluation import Part
-from qtrack.executors import Executor, Finished, finished
+from qtrack.engine.evaluation import Begun, Part
+from qtrack.executors import Executor, Finished, Job, finished
 from qtrack.monitor import SILENT, Monitor
 from qtrack.recipe import Recipe
 from qtrack.sensitivity import Switched
-from qtrack.task import Split
 
 log = logging.getLogger("qtrack")
 
 SHARES = 4
 """For each worker: so few that it makes its model about once, so many that none waits long for another."""
+START_S = 4.0
+"""What a worker takes for its first share, before it makes the model: it imports torch and reads the data."""
 
 
 def switched(
@@ -48,16 +47,20 @@ def switched(
     return [found[place] for place in sorted(found)]
 
 
+def is_worth_it(begun: Begun, batches: int, workers: int) -> bool:
+    """Do so many workers save more of an evaluation than making the model takes them?"""
+    left_s = (batches - begun.batches) * begun.batch_s
+    return workers > 1 and left_s * (1 - 1 / workers) > START_S + begun.model_s
+
+
 def evaluated(
     executor: Executor,
     terms: remote.Terms,
-    recipe: Recipe,
-    model: nn.Module,
-    split: Split,
+    begun: Begun,
     batches: int,
     others: Collection[Future[Any]] = (),
 ) -> Iterator[Part]:
-    """What the recipe's model does on each batch of a split, in the order of the batches.
+    """What a model does on those of a split's batches that are left, in their order.
 
     A share is a run of batches, and the shares begin in order: little waits for its turn here, little was in
     vain where the evaluation ends early, and a worker reads on from its last share. ``others`` are what runs
@@ -66,21 +69,9 @@ def evaluated(
     Raises what ``engine.execute`` raises, OtherIngredients, and WorkerLost where one worker after another was
     lost; each after the parts before it.
     """
-    count = -(-batches // (SHARES * executor.slots))
-    state = remote.written(model)
-    jobs = (
-        terms.job(
-            f"{split} batches from {first}",
-            remote.evaluated,
-            recipe=recipe,
-            state=state,
-            split=split,
-            first=first,
-            count=count,
-        )
-        for first in range(0, batches, count)
-    )
-    turn, early = 0, dict[int, Finished]()
+    turn, early = begun.batches, dict[int, Finished]()
+    count = -(-(batches - turn) // (SHARES * executor.slots))
+    jobs = _runs(terms, begun, range(turn, batches, count), count)
     for done in finished(executor, jobs, others=others):
         early[done.job.arguments["first"]] = done
         while share := early.pop(turn, None):
@@ -88,3 +79,17 @@ def evaluated(
                 raise share.error
             yield from share.result
             turn += count
+
+
+def _runs(terms: remote.Terms, begun: Begun, firsts: Iterable[int], count: int) -> Iterator[Job]:
+    state = remote.written(begun.model)
+    for first in firsts:
+        yield terms.job(
+            f"{begun.split} batches from {first}",
+            remote.evaluated,
+            recipe=begun.recipe,
+            state=state,
+            split=begun.split,
+            first=first,
+            count=count,
+        )

@@ -1,5 +1,6 @@
 """An evaluation that workers share, run of batches by run of batches, is the one that is made here."""
 
+import math
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,17 +13,17 @@ import yaml
 from memory import Memory
 from stand import Stand, named, same
 
-from qtrack import campaign, remote
+from qtrack import remote, shards
 from qtrack.ahead import Ahead, Wanted
 from qtrack.campaign import _inspect, run_plan
 from qtrack.engine import execute
+from qtrack.engine.evaluation import Begun
 from qtrack.errors import DataError
 from qtrack.executors import WorkerLost, open_executor
 from qtrack.monitor import SILENT
 from qtrack.outcome import Stopped
 from qtrack.pipeline import read_plan
 from qtrack.recipe import Recipe
-from qtrack.stages import judge
 
 TASK = Path(__file__).with_name("tiny.py")
 STATIC = Recipe(engine="x86")
@@ -46,6 +47,12 @@ def same_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def eager(monkeypatch):
+    """However short an evaluation is, it is shared."""
+    monkeypatch.setattr(shards, "START_S", -math.inf)
+
+
 def plan(folder, **fields):
     written = {"name": "p", "task": f"{TASK}:Tiny", "recipe": {"engine": "x86"}, "threads": 1}
     (folder / "p.yaml").write_text(yaml.safe_dump({**written, "stages": ["float", "ptq"], **fields}))
@@ -67,34 +74,37 @@ def same_evaluation(one, other):
     assert one.extra == other.extra
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_evaluation_that_is_shared_is_the_same(tmp_path, name):
     executor = Stand()
     recipe = RECIPES[name]
     alone, helped = execute(plan(tmp_path).task, recipe), shared(plan(tmp_path), recipe, executor)
     asked = [(job.arguments["split"], job.arguments["first"]) for job in executor.jobs]
-    assert asked == [("validation", n) for n in range(0, 13, 2)] + [("test", n) for n in range(7)]
+    assert asked == [("validation", n) for n in range(2, 13, 2)] + [("test", n) for n in range(2, 7)]
     same(alone, helped)
     same_evaluation(alone.validation, helped.validation)
     same_evaluation(alone.test, helped.test)
 
 
 def enough(scores):
-    return len(scores) >= 40
+    return len(scores) >= 60
 
 
+@pytest.mark.usefixtures("eager")
 def test_an_evaluation_that_is_shared_ends_where_it_would_have_ended_here(tmp_path):
     executor = Stand()
     with pytest.raises(Stopped) as here:
         execute(plan(tmp_path).task, STATIC, thorough=False, until=enough)
     with pytest.raises(Stopped) as there:
         shared(plan(tmp_path), STATIC, executor, thorough=False, until=enough)
-    assert len(there.value.scores) == 48
+    assert len(there.value.scores) == 64
     assert np.array_equal(here.value.scores, there.value.scores)
     assert here.value.cost.forward_samples == there.value.cost.forward_samples
     assert len(executor.jobs) < 7
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_worker_that_is_lost_has_its_batches_tried_again(tmp_path, caplog, lost):
     alone = execute(plan(tmp_path).task, STATIC)
@@ -102,11 +112,13 @@ def test_a_worker_that_is_lost_has_its_batches_tried_again(tmp_path, caplog, los
     assert caplog.text.count("it is tried again") == lost
 
 
+@pytest.mark.usefixtures("eager")
 def test_workers_that_are_lost_one_after_another_end_it(tmp_path):
     with pytest.raises(WorkerLost):
         shared(plan(tmp_path), STATIC, Stand(lost=99))
 
 
+@pytest.mark.usefixtures("eager")
 def test_workers_that_would_come_to_something_else_evaluate_nothing(tmp_path, caplog):
     executor, plan_ = Stand(), plan(tmp_path)
 
@@ -133,6 +145,7 @@ class Changing(Stand):
         return future
 
 
+@pytest.mark.usefixtures("eager")
 def test_what_workers_have_evaluated_stands_where_the_next_would_come_to_something_else(tmp_path, caplog):
     watching = Counting()
     alone, helped = execute(plan(tmp_path).task, STATIC), shared(plan(tmp_path), STATIC, Changing(), watching)
@@ -185,6 +198,7 @@ def wayward(folder, name):
     return plan(folder, task=f"wayward.py:{name}")
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_model_that_draws_random_numbers_is_evaluated_here(tmp_path, caplog):
     plan_, executor = wayward(tmp_path, "Chancy"), Stand()
     alone, helped = execute(plan_.task, STATIC), shared(plan_, STATIC, executor)
@@ -192,6 +206,7 @@ def test_a_model_that_draws_random_numbers_is_evaluated_here(tmp_path, caplog):
     assert "draws random numbers, from one batch to the next: all is executed here" in caplog.text
 
 
+@pytest.mark.usefixtures("eager")
 def test_an_error_is_the_one_that_would_have_been_raised_here(tmp_path):
     plan_ = wayward(tmp_path, "Odd")
     with pytest.raises(DataError) as here:
@@ -233,6 +248,7 @@ class Stuck(Stand):
         return Future()
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(("slots", "helps"), [(1, False), (2, False), (3, True)])
 def test_an_evaluation_is_shared_by_two_workers_at_least(tmp_path, slots, helps):
     plan_, executor = plan(tmp_path), Stuck(0, slots=slots)
@@ -243,17 +259,21 @@ def test_an_evaluation_is_shared_by_two_workers_at_least(tmp_path, slots, helps)
     assert (len(executor.jobs) > 1) == helps
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_single_worker_is_not_asked(tmp_path):
     executor = Stand(slots=1)
     shared(plan(tmp_path), STATIC, executor)
     assert executor.jobs == []
 
 
+@pytest.mark.usefixtures("eager")
 def test_what_goes_on_after_an_early_end_still_takes_its_slot(tmp_path):
     plan_, executor = plan(tmp_path), Stuck(1, slots=2)
     ahead = Ahead(_inspect(plan_, SILENT), executor)
     with pytest.raises(Stopped):
-        execute(plan_.task, STATIC, thorough=False, until=lambda scores: True, elsewhere=ahead.parts)
+        execute(
+            plan_.task, STATIC, thorough=False, until=lambda scores: len(scores) > 32, elsewhere=ahead.parts
+        )
     assert len(executor.jobs) == 2
     executor.numbers = 2, 3
     ahead.guess([Wanted(STATIC, thorough=False), Wanted(STATIC.with_mode("float"), thorough=False)])
@@ -274,8 +294,8 @@ STAGES = ["float", "ptq", "fallback", "bias_correction"]
 HARD = {"engine": "x86", "default": {"mode": "static", "weight": {"bits": 3}}}
 
 
-def test_a_campaign_has_what_it_executes_itself_evaluated_by_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "SHARED_S", 0.0)
+@pytest.mark.usefixtures("eager")
+def test_a_campaign_has_what_it_executes_itself_evaluated_by_workers(tmp_path):
     plan_, executor = plan(tmp_path, recipe=HARD, stages=STAGES, target={"max_drop": 0.0}), Stand()
     for one, other in zip(results(plan_), results(plan_, executor), strict=True):
         same(one.judged.outcome, other.judged.outcome)
@@ -290,27 +310,40 @@ def test_a_short_evaluation_is_not_shared(tmp_path):
     assert not evaluations(executor)
 
 
-def test_the_float_model_s_time_per_sample_says_how_long_a_split_takes(tmp_path, monkeypatch):
-    plan_ = plan(tmp_path)
+@pytest.mark.parametrize(
+    ("batch_s", "model_s", "workers", "worth"),
+    [
+        (0.02, 0.0, 2, True),  # 10 s are left, of which workers save 5
+        (0.02, 1.1, 2, False),
+        (0.02, 1.1, 3, True),
+        (0.015, 0.0, 2, False),
+        (1.0, 0.0, 1, False),
+    ],
+)
+def test_an_evaluation_is_shared_where_that_saves_more_than_it_takes(batch_s, model_s, workers, worth):
+    begun = Begun(STATIC, None, "validation", 2, batch_s, model_s)
+    assert shards.is_worth_it(begun, 502, workers) == worth
+
+
+def test_what_others_are_told_has_been_measured(tmp_path):
+    found = []
+    execute(plan(tmp_path).task, STATIC, sizes=SIZES, elsewhere=lambda begun: found.append(begun) or ())
+    assert [(one.split, one.batches) for one in found] == [("validation", 2), ("test", 2)]
+    assert all(0 < one.batch_s < one.model_s for one in found)
+
+
+@pytest.mark.usefixtures("eager")
+def test_workers_with_a_gpu_each_evaluate_nothing(tmp_path):
+    executor, plan_ = Stand(), plan(tmp_path)
     setting = _inspect(plan_, SILENT)
-    outcome = execute(plan_.task, STATIC.with_mode("float"))
-    cost = replace(outcome.cost, phases={"evaluate": 3.0})  # of 200 samples and 100
-    floating = judge(replace(outcome, cost=cost), outcome, plan_.pipeline.target)
-
-    def shares(split, **fields):
-        changed = replace(plan_, pipeline=plan_.pipeline.model_copy(update=fields))
-        ahead = Ahead(setting, Stand())
-        own = campaign._Campaign(replace(setting, plan=changed), None, SILENT, None, None, ahead)
-        assert not list(own._elsewhere(STATIC, outcome.model, split))  # nothing is known of the float model
-        own.baseline = floating
-        return bool(list(own._elsewhere(STATIC.with_mode("float"), outcome.model, split)))
-
-    monkeypatch.setattr(campaign, "SHARED_S", 1.5)
-    assert shares("validation")
-    assert not shares("test")
-    assert not shares("validation", device="cuda")
+    on_gpu = replace(plan_, pipeline=plan_.pipeline.model_copy(update={"device": "cuda"}))
+    begun = Begun(STATIC.with_mode("float"), plan_.task.model(), "validation", 2, 1.0, 0.0)
+    assert not list(Ahead(replace(setting, plan=on_gpu), executor).parts(begun))
+    assert executor.jobs == []
+    assert len(list(Ahead(setting, executor).parts(begun))) == 11
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.slow
 def test_an_evaluation_that_processes_share_is_the_same(tmp_path):
     plan_, recipe = plan(tmp_path), STATIC.having(engine="onednn")
@@ -322,4 +355,4 @@ def test_an_evaluation_that_processes_share_is_the_same(tmp_path):
     same(alone, helped)
     same_evaluation(alone.validation, helped.validation)
     same_evaluation(alone.test, helped.test)
-    assert np.array_equal(stopped.value.scores, alone.validation.scores[:48])
+    assert np.array_equal(stopped.value.scores, alone.validation.scores[:64])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +53,22 @@ class Part(NamedTuple):
     nonfinite: int
 
 
-Elsewhere = Callable[[Recipe, nn.Module, Split], Iterable[Part]]
-"""The first parts of a split, in order, as far as another process evaluates them; the rest is left."""
+class Begun(NamedTuple):
+    """An evaluation of which the first batches are done."""
+
+    recipe: Recipe
+    model: nn.Module
+    split: Split
+    batches: int
+    """That are done."""
+    batch_s: float
+    """What the model took for the last of them."""
+    model_s: float
+    """What it took to make the model, calibration and training aside."""
+
+
+Elsewhere = Callable[[Begun], Iterable[Part]]
+"""What the model does on the batches that come next, in order, as far as others evaluate them; or nothing."""
 
 
 def evaluate(
@@ -69,30 +83,26 @@ def evaluate(
 
     The model is on the device for that; the task's own ``evaluate`` has it on the CPU.
     """
-    return joined(task, model, split, parts(task, model, split, batches, device=device), until, device)
+    found = (part(task, model, split, place, batch, device) for place, batch in enumerate(batches))
+    return joined(task, model, split, found, until, device)
 
 
-def parts(
-    task: Task,
-    model: nn.Module,
-    split: Split,
-    batches: Iterable[Batch],
-    first: int = 0,
-    device: torch.device = CPU,
-) -> Iterator[Part]:
-    """Evaluate batch by batch, the first of which has this place in the split; the model is on the device."""
-    for index, batch in enumerate((moved(batch, device) for batch in batches), first):
-        output = call(model, task.inputs(batch), f"the model refuses {split} batch {index}")
-        with calling(f"{type(task).__name__}.score", device):
-            scores = _scores(task, output, batch)
-        labels, predictions = task.labels(batch), task.predictions(output, batch)
-        yield Part(
-            scores=scores.double().cpu().numpy(),
-            labels=_vector(labels),
-            predictions=_vector(predictions),
-            outputs=tuple(_bytes(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)),
-            nonfinite=_nonfinite(output, size_of(batch)),
-        )
+def part(
+    task: Task, model: nn.Module, split: Split, place: int, batch: Batch, device: torch.device = CPU
+) -> Part:
+    """What a model does on the batch in this place of a split; the model is on the device."""
+    batch = moved(batch, device)
+    output = call(model, task.inputs(batch), f"the model refuses {split} batch {place}")
+    with calling(f"{type(task).__name__}.score", device):
+        scores = _scores(task, output, batch)
+    labels, predictions = task.labels(batch), task.predictions(output, batch)
+    return Part(
+        scores=scores.double().cpu().numpy(),
+        labels=_vector(labels),
+        predictions=_vector(predictions),
+        outputs=tuple(_bytes(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)),
+        nonfinite=_nonfinite(output, size_of(batch)),
+    )
 
 
 def joined(
@@ -110,12 +120,12 @@ def joined(
     digest = hashlib.sha256()
     nonfinite = 0
     with torch.no_grad(), on_device(model, device):
-        for part in parts:
-            scores.append(part.scores)
-            labels.append(part.labels)
-            predictions.append(part.predictions)
-            nonfinite += part.nonfinite
-            for output in part.outputs:
+        for one in parts:
+            scores.append(one.scores)
+            labels.append(one.labels)
+            predictions.append(one.predictions)
+            nonfinite += one.nonfinite
+            for output in one.outputs:
                 digest.update(output)
             if until and until(np.concatenate(scores)):
                 raise Enough(np.concatenate(scores))

@@ -19,7 +19,7 @@ from qtrack.backends.engines import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.devices import CPU, chosen, follows, moved, on_device
 from qtrack.engine.digests import digest_of
-from qtrack.engine.evaluation import Elsewhere, Enough, Part, call, joined, parts
+from qtrack.engine.evaluation import Begun, Elsewhere, Enough, Part, call, joined, part
 from qtrack.engine.measure import latency, size_bytes
 from qtrack.engine.packed import load
 from qtrack.engine.training import Checkpoint, train
@@ -34,6 +34,8 @@ from qtrack.transforms import correct_bias, transformed
 
 Counted = TypeVar("Counted")
 
+TIMED = 2
+"""Batches that are evaluated before others may be asked to: the first takes longer than those after it."""
 WORST = 5
 """Layers whose distributions are kept for looking at."""
 
@@ -92,8 +94,8 @@ def execute(
     the validation metric is measured, as searches need it: no test split, no layer comparison, and no latency
     unless it is to be ``timed``. Where ``until`` holds before the validation split ends, Stopped is raised.
     ``sizes`` are the samples in each split where that is known, so that progress can tell the time left.
-    Training keeps itself in ``checkpoint`` after each epoch, and goes on from what it finds there. What the
-    model does on the batches of a split is asked ``elsewhere`` first, and the rest is evaluated here.
+    Training keeps itself in ``checkpoint`` after each epoch, and goes on from what it finds there. When
+    it is known how long a batch takes, evaluation goes on ``elsewhere``, and what is left of it goes on here.
 
     Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
     was given does not fit.
@@ -308,14 +310,25 @@ class _Execution:
         return joined(self.task, model, split, found, until, device)
 
     def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Iterator[Part]:
-        """Those that are had elsewhere, and then the rest."""
-        batches, samples = 0, 0
-        for part in self.elsewhere(self.recipe, model, split) if self.elsewhere else ():
-            batches, samples = batches + 1, samples + len(part.scores)
-            yield part
-        if not samples or samples != self.sizes.get(split):
-            rest = islice(batches_of(self.task, split), batches, None)
-            yield from parts(self.task, model, split, rest, batches, device)
+        """The first made here, to see what they take; then those that are had elsewhere; then the rest."""
+        batches = enumerate(batches_of(self.task, split))
+        batch_s, done, samples = 0.0, 0, 0
+        for place, batch in islice(batches, TIMED):
+            began = time.perf_counter()
+            found = part(self.task, model, split, place, batch, device)
+            batch_s, done, samples = time.perf_counter() - began, place + 1, samples + len(found.scores)
+            yield found
+        begun = Begun(self.recipe, model, split, done, batch_s, self._model_s())
+        others = 0
+        for found in self.elsewhere(begun) if self.elsewhere and device == CPU else ():
+            others, samples = others + 1, samples + len(found.scores)
+            yield found
+        if samples != self.sizes.get(split):
+            for place, batch in islice(batches, others, None):
+                yield part(self.task, model, split, place, batch, device)
+
+    def _model_s(self) -> float:
+        return self.phases.get("prepare", 0.0) + self.phases.get("convert", 0.0)
 
     def _compare(self, quantized: Quantized) -> Comparison:
         with self._phase("compare"):

@@ -19,7 +19,7 @@ from qtrack.campaign import _inspect, run_plan
 from qtrack.engine import execute
 from qtrack.engine.evaluation import Begun
 from qtrack.errors import DataError
-from qtrack.executors import WorkerLost, open_executor
+from qtrack.executors import Job, Watched, WorkerLost, open_executor
 from qtrack.monitor import SILENT
 from qtrack.outcome import Stopped
 from qtrack.pipeline import read_plan
@@ -260,6 +260,40 @@ def test_an_evaluation_is_shared_by_two_workers_at_least(tmp_path, slots, helps)
 
 
 @pytest.mark.usefixtures("eager")
+def test_what_runs_already_keeps_its_slot(tmp_path):
+    plan_, executor = plan(tmp_path), Stuck(0, slots=3)
+    ahead = Ahead(_inspect(plan_, SILENT), executor)
+    ahead.plan([Wanted(STATIC)])
+    floating = plan_.task.model()
+    next(ahead.parts(Begun(STATIC.with_mode("float"), floating, "validation", 2, 1.0, 0.0)))
+    assert len(executor.jobs) == 3
+
+
+def test_what_runs_is_known_as_it_is_now():
+    executor = Watched(Stuck(1, 2, slots=3))
+    executor.submit(Job("done", "builtins:dict"))
+    stuck = executor.submit(Job("stuck", "builtins:dict"))
+    running = executor.running()
+    executor.submit(Job("stuck too", "builtins:dict"))
+    assert running == {stuck}
+
+
+@pytest.mark.usefixtures("eager")
+def test_batches_that_others_have_evaluated_are_not_read_here(tmp_path):
+    plan_, read = plan(tmp_path), []
+
+    def validation(self):
+        for batch in type(plan_.task).validation(self):
+            read.append(batch)
+            yield batch
+
+    ahead = Ahead(_inspect(plan_, SILENT), Stand())
+    task = named(plan_, "Tiny", validation=validation)
+    execute(task, STATIC, thorough=False, sizes=SIZES, elsewhere=ahead.parts)
+    assert len(read) == 2
+
+
+@pytest.mark.usefixtures("eager")
 def test_a_single_worker_is_not_asked(tmp_path):
     executor = Stand(slots=1)
     shared(plan(tmp_path), STATIC, executor)
@@ -346,7 +380,7 @@ def test_workers_with_a_gpu_each_evaluate_nothing(tmp_path):
 @pytest.mark.usefixtures("eager")
 @pytest.mark.slow
 def test_an_evaluation_that_processes_share_is_the_same(tmp_path):
-    plan_, recipe = plan(tmp_path), STATIC.having(engine="onednn")
+    plan_, recipe = plan(tmp_path), STATIC.having(engine="qnnpack")
     alone = execute(plan_.task, recipe)
     with open_executor("processes", workers=2) as executor:
         helped = shared(plan_, recipe, executor)

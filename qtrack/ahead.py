@@ -3,7 +3,8 @@
 A campaign goes through its stages, and a search through its probes, one after the other, so that neither what
 they come to nor what is recorded depends on where they were executed. But many a recipe is known before its
 turn: that of a stage that asks for no evidence, and those that a search says it may try next. Workers begin
-on these. What the campaign never asks for is thrown away: a wrong guess costs time, and no more.
+on these. What the campaign never asks for is thrown away: a wrong guess costs time, and no more. What it
+executes itself they help to evaluate, where most of them have nothing else to do.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: i
     with _agreed(terms) as task, using_engine(recipe.engine):
         model = _rebuilt(task, recipe, state)
         with torch.no_grad():
-            batches = _without_chance(_reading(task, split).batches(first, count))
+            batches = _reading(task, split).batches(first, count)
             return [part(task, model, split, place, batch) for place, batch in enumerate(batches, first)]
 
 
@@ -147,15 +147,6 @@ class _Reading:
 
 
 _reading = lru_cache(maxsize=1)(_Reading)
-
-
-def _without_chance(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same; raises OtherIngredients where what is done with one would differ after other batches."""
-    for batch in batches:
-        before = torch.get_rng_state()
-        yield batch
-        if not torch.equal(before, torch.get_rng_state()):
-            raise OtherIngredients("the model draws random numbers, from one batch to the next")
 
 
 @contextmanager

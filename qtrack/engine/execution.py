@@ -312,17 +312,18 @@ class _Execution:
     def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Iterator[Part]:
         """The first made here, to see what they take; then those that are had elsewhere; then the rest."""
         batches = enumerate(batches_of(self.task, split))
-        batch_s, done, samples = 0.0, 0, 0
+        batch_s, done, samples, alike = 0.0, 0, 0, device == CPU
         for place, batch in islice(batches, TIMED):
-            began = time.perf_counter()
+            chance, began = torch.get_rng_state(), time.perf_counter()
             found = part(self.task, model, split, place, batch, device)
             batch_s, done, samples = time.perf_counter() - began, place + 1, samples + len(found.scores)
+            alike = alike and torch.equal(chance, torch.get_rng_state())  # else the order of batches counts
             yield found
-        begun = Begun(self.recipe, model, split, done, batch_s, self._model_s())
         others = 0
-        for found in self.elsewhere(begun) if self.elsewhere and device == CPU else ():
-            others, samples = others + 1, samples + len(found.scores)
-            yield found
+        if self.elsewhere and alike:
+            for found in self.elsewhere(Begun(self.recipe, model, split, done, batch_s, self._model_s())):
+                others, samples = others + 1, samples + len(found.scores)
+                yield found
         if samples != self.sizes.get(split):
             for place, batch in islice(batches, others, None):
                 yield part(self.task, model, split, place, batch, device)

@@ -306,7 +306,7 @@ class _Execution:
 
     def _evaluate(self, model: nn.Module, split: Split, until: Until | None = None) -> Evaluation:
         device = CPU if self.recipe.quantizes else self._device(model)
-        found = self._counted(split, self._parts(model, split, device), split, lambda part: len(part.scores))
+        found = self._counted(split, self._parts(model, split, device), split, lambda one: len(one.scores))
         return joined(self.task, model, split, found, until, device)
 
     def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Iterator[Part]:

@@ -3,24 +3,27 @@
 A campaign goes through its stages, and a search through its probes, one after the other, so that neither what
 they come to nor what is recorded depends on where they were executed. But many a recipe is known before its
 turn: that of a stage that asks for no evidence, and those that a search says it may try next. Workers begin
-on these. What the campaign never asks for is thrown away: a wrong guess costs time, and no more.
+on these. What the campaign never asks for is thrown away: a wrong guess costs time, and no more. What it
+executes itself they help to evaluate, where most of them have nothing else to do.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qtrack.engine.evaluation import Begun, Part
 from qtrack.errors import TaskError
-from qtrack.executors import TRIES, Executor, Job, WorkerLost
+from qtrack.executors import TRIES, Executor, Job, Watched, WorkerLost
 from qtrack.monitor import Monitor
 from qtrack.outcome import Outcome, Stopped, Until
 from qtrack.recipe import Recipe
 from qtrack.records import Setting
 from qtrack.remote import OtherIngredients, Sent, Terms, executed
+from qtrack.shards import evaluated, is_worth_it
 from qtrack.task import reference_to
 
 log = logging.getLogger("qtrack")
@@ -55,7 +58,7 @@ class Ahead:
 
     def __init__(self, setting: Setting, executor: Executor | None = None) -> None:
         self._setting = setting
-        self._executor = executor if executor and executor.aside else None
+        self._executor = Watched(executor) if executor and executor.aside else None
         self._terms: Terms | None = None
         if self._executor:
             try:
@@ -101,16 +104,37 @@ class Ahead:
             with monitor.phase("wait for a worker", None):
                 sent = self._received(key)
         except OtherIngredients as error:
-            log.warning("%s: all is executed here", error)
-            self._executor = None
-            self._begun.clear()
+            self._leave(error)
             return None
         for point in sent.points:
             monitor.report(*point)
         _stop(sent, until)
         return sent.whole(self._setting.plan.task)
 
+    def parts(self, begun: Begun) -> Iterator[Part]:
+        """What a model does on a split's next batches, as far as workers do the same, and are at hand.
+
+        On no batch where each worker has a GPU for itself. Raises what ``outcome`` raises.
+        """
+        if self._executor is None or self._terms is None or self._terms.device != "cpu":
+            return
+        others, slots = self._executor.running(), self._executor.slots
+        batches = self._setting.splits[begun.split].batches
+        if 2 * len(others) >= slots or not is_worth_it(begun, batches, slots - len(others)):
+            return
+        try:
+            yield from evaluated(self._executor, self._terms, begun, batches, others)
+        except OtherIngredients as error:
+            self._leave(error)
+
+    def _leave(self, error: OtherIngredients) -> None:
+        """Workers are of no use."""
+        log.warning("%s: all is executed here", error)
+        self._executor = None
+        self._begun.clear()
+
     def _received(self, key: Key) -> Sent:
+        assert self._executor
         while True:
             self._fill()
             mine = self._begun.get(key)
@@ -118,16 +142,12 @@ class Ahead:
                 if not isinstance(error := mine.future.exception(), WorkerLost) or mine.tries == TRIES:
                     return self._begun.pop(key).future.result()
                 log.warning("%s: %s; it is tried again", mine.job.name, error)
-                assert self._executor is not None
                 mine.future, mine.tries = self._executor.submit(mine.job), mine.tries + 1
-            wait(self._running(), return_when=FIRST_COMPLETED)
-
-    def _running(self) -> list[Future[Sent]]:
-        return [begun.future for begun in self._begun.values() if not begun.future.done()]
+            wait(self._executor.running(), return_when=FIRST_COMPLETED)
 
     def _fill(self) -> None:
         """Keep all workers busy."""
-        while self._executor and len(self._running()) < self._executor.slots:
+        while self._executor and len(self._executor.running()) < self._executor.slots:
             source = self._guessed or self._planned
             if not source:
                 return

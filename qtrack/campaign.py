@@ -51,8 +51,9 @@ def run_plan(
 
     A stage whose ingredients equal those of a finished one on record is referred to, not executed, unless it
     must be ``fresh``. What an interrupted one left in ``scratch`` is not done again either. Searches end
-    with their ``budget``. Workers of an ``executor`` begin on what can be foreseen; the task must then be one
-    that they can load by its name. Raises InputError where the pipeline's device is not here.
+    with their ``budget``. Workers of an ``executor`` begin on what can be foreseen, and share long
+    evaluations; the task must then be one that they can load by its name. Raises InputError where the
+    pipeline's device is not here.
     """
     if executor and executor.aside and plan.pipeline.threads is None:  # so that all execute alike
         plan = replace(plan, pipeline=plan.pipeline.model_copy(update={"threads": 1}))
@@ -248,6 +249,7 @@ class _Campaign:
                 until=until,
                 sizes=self.sizes,
                 checkpoint=checkpoint,
+                elsewhere=self.ahead.parts,
             )
         return self._judge(outcome, monitor)
 

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import count
+from itertools import count, islice
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from qtrack.backends.engines import quiet
-from qtrack.data import inspect_splits
+from qtrack.backends.engines import quiet, using_engine
+from qtrack.data import batches_of, inspect_splits
 from qtrack.engine import execute, nearest, rebuild, using_device
+from qtrack.engine.evaluation import Part, part
 from qtrack.engine.packed import unpacked
 from qtrack.errors import InputError, QtrackError
 from qtrack.executors import Job
@@ -30,7 +31,7 @@ from qtrack.outcome import Outcome
 from qtrack.recipe import Recipe
 from qtrack.sensitivity import Sensitivity, Switched
 from qtrack.statistics import Scores
-from qtrack.task import Task, load_task
+from qtrack.task import Batch, Split, Task, load_task
 
 
 class OtherIngredients(QtrackError):
@@ -60,7 +61,7 @@ class Sent:
 
     outcome: Outcome
     state: bytes
-    """The model's ``state_dict`` without torch's objects, as ``torch.save`` writes it."""
+    """Of the model, as ``written``."""
     batches: list[int]
     """Validation samples that were done after each batch."""
     points: list[tuple[str, float, int]]
@@ -84,8 +85,14 @@ def executed(terms: Terms, recipe: Recipe, sizes: Mapping[str, int], *, thorough
         outcome = execute(
             found, recipe, _Floating(found), noted, thorough=thorough, timed=timed, until=note, sizes=sizes
         )
-    state = _written(unpacked(outcome.model.state_dict()))
-    return Sent(replace(outcome, build=_not_sent), state, batches, noted.points)
+    return Sent(replace(outcome, build=_not_sent), written(outcome.model), batches, noted.points)
+
+
+def written(model: nn.Module) -> bytes:
+    """The model's ``state_dict`` without torch's objects, as ``torch.save`` writes it."""
+    file = io.BytesIO()
+    torch.save(unpacked(model.state_dict()), file)
+    return file.getvalue()
 
 
 def switched(terms: Terms, recipe: Recipe, share: int, of: int) -> list[tuple[int, Switched]]:
@@ -101,6 +108,45 @@ def switched(terms: Terms, recipe: Recipe, share: int, of: int) -> list[tuple[in
 @lru_cache(maxsize=1)
 def _sensitivity(task: Task, recipe: Recipe) -> Sensitivity:
     return Sensitivity(task, recipe)
+
+
+def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: int, count: int) -> list[Part]:
+    """What the recipe's model with this ``state`` does on so many batches of a split, in order.
+
+    Raises what ``engine.execute`` raises, and OtherIngredients.
+    """
+    with _agreed(terms) as task, using_engine(recipe.engine):
+        model = _rebuilt(task, recipe, state)
+        with torch.no_grad():
+            batches = _reading(task, split).batches(first, count)
+            return [part(task, model, split, place, batch) for place, batch in enumerate(batches, first)]
+
+
+@lru_cache(maxsize=1)
+def _rebuilt(task: Task, recipe: Recipe, state: bytes) -> nn.Module:
+    return rebuild(task, recipe, _read(state))
+
+
+class _Reading:
+    """A split that is read on from where the last share of it ended."""
+
+    def __init__(self, task: Task, split: Split) -> None:
+        self._task, self._split = task, split
+        self._begin()
+
+    def _begin(self) -> None:
+        self._place, self._batches = 0, batches_of(self._task, self._split)
+
+    def batches(self, first: int, count: int) -> Iterator[Batch]:
+        if first < self._place:
+            self._begin()
+        place, batches = self._place, self._batches
+        self._begin()  # once more, where these are not read to the end
+        yield from islice(batches, first - place, first - place + count)
+        self._place, self._batches = first + count, batches
+
+
+_reading = lru_cache(maxsize=1)(_Reading)
 
 
 @contextmanager
@@ -151,12 +197,6 @@ class _Noted:
 
     def report(self, key: str, value: float, step: int) -> None:
         self.points.append((key, value, step))
-
-
-def _written(state: Mapping[str, Any]) -> bytes:
-    written = io.BytesIO()
-    torch.save(state, written)
-    return written.getvalue()
 
 
 def _read(state: bytes) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What workers do for a campaign before its turn changes neither what comes out nor what is recorded."""
 
-import pickle
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from memory import Memory
+from stand import Stand, named, same
 
 from qtrack import Ledger
 from qtrack.ahead import Ahead, Wanted
@@ -18,7 +17,7 @@ from qtrack.api import sensitivity
 from qtrack.campaign import _inspect, run_plan
 from qtrack.cli import main
 from qtrack.engine import execute
-from qtrack.executors import Job, WorkerLost, perform
+from qtrack.executors import WorkerLost
 from qtrack.monitor import SILENT
 from qtrack.outcome import Stopped
 from qtrack.pipeline import read_plan
@@ -43,56 +42,10 @@ def plan(folder, **fields):
     return read_plan(folder / "p.yaml")
 
 
-def named(plan, name, **own):
-    """A task that claims to be this class of the plan's file."""
-    base = type(plan.task)
-    return type("Other", (base,), {"__module__": base.__module__, "__qualname__": name, **own})()
-
-
-class Stand:
-    """Implements Executor in this process: arguments and results are pickled, the first tries may be lost."""
-
-    aside = True
-
-    def __init__(self, slots=2, lost=0):
-        self.slots, self.lost = slots, lost
-        self.jobs: list[Job] = []
-
-    def submit(self, job):
-        self.jobs.append(job)
-        future = Future()
-        if len(self.jobs) <= self.lost:
-            future.set_exception(WorkerLost("the worker was killed"))
-            return future
-        try:
-            future.set_result(pickle.loads(pickle.dumps(perform(pickle.loads(pickle.dumps(job))))))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def close(self):
-        pass
-
-
 def results(plan, executor=None):
     memory = Memory()
     run_plan(plan, memory, executor=executor)
     return memory
-
-
-def same(one, other):
-    """Two outcomes, in all but what they cost."""
-    assert one.recipe == other.recipe
-    assert one.digests == other.digests
-    assert one.layers == other.layers
-    assert one.qparams == other.qparams
-    assert np.array_equal(one.validation.scores, other.validation.scores)
-    assert one.cost.forward_samples == other.cost.forward_samples
-    state, other_state = one.model.state_dict(), other.model.state_dict()
-    assert state.keys() == other_state.keys()
-    for name, value in state.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, other_state[name]), name
 
 
 def test_a_campaign_comes_to_the_same_with_workers(tmp_path, caplog):

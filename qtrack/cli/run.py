@@ -69,7 +69,8 @@ def run(
 
     A stage whose ingredients (weights, data, recipe, code, versions) equal those of a finished one on record
     is not executed again but referred to. So the same command goes on where an interrupted one stopped.
-    With an executor, workers begin on stages and probes before their turn; what comes out is the same.
+    With an executor, workers begin on stages and probes before their turn, and share long evaluations; what
+    comes out is the same.
     A search whose budget is spent, or that Ctrl-C interrupts, leaves the best that it has found.
 
     \b

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from qtrack.data import size_of
 from qtrack.engine.devices import CPU, calling, moved, on_device
 from qtrack.errors import DataError, TaskError
 from qtrack.outcome import Evaluation, Until
+from qtrack.recipe import Recipe
 from qtrack.task import Batch, Inputs, Split, Task
 
 
@@ -41,6 +42,35 @@ class Enough(Exception):
         self.scores = scores
 
 
+class Part(NamedTuple):
+    """What a model did on one batch: plain data, so that it can come from another process."""
+
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64] | None
+    predictions: NDArray[np.int64] | None
+    outputs: tuple[bytes, ...]
+    """Of the output's tensors, as they go into the digest."""
+    nonfinite: int
+
+
+class Begun(NamedTuple):
+    """An evaluation of which the first batches are done."""
+
+    recipe: Recipe
+    model: nn.Module
+    split: Split
+    batches: int
+    """That are done."""
+    batch_s: float
+    """What the model took for the last of them."""
+    model_s: float
+    """What it took to make the model, calibration and training aside."""
+
+
+Elsewhere = Callable[[Begun], Iterable[Part]]
+"""What the model does on the batches that come next, in order, as far as others evaluate them; or nothing."""
+
+
 def evaluate(
     task: Task,
     model: nn.Module,
@@ -53,38 +83,64 @@ def evaluate(
 
     The model is on the device for that; the task's own ``evaluate`` has it on the CPU.
     """
-    scores: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    predictions: list[Tensor | None] = []
-    outputs = hashlib.sha256()
+    found = (part(task, model, split, place, batch, device) for place, batch in enumerate(batches))
+    return joined(task, model, split, found, until, device)
+
+
+def part(
+    task: Task, model: nn.Module, split: Split, place: int, batch: Batch, device: torch.device = CPU
+) -> Part:
+    """What a model does on the batch in this place of a split; the model is on the device."""
+    batch = moved(batch, device)
+    output = call(model, task.inputs(batch), f"the model refuses {split} batch {place}")
+    with calling(f"{type(task).__name__}.score", device):
+        scores = _scores(task, output, batch)
+    labels, predictions = task.labels(batch), task.predictions(output, batch)
+    return Part(
+        scores=scores.double().cpu().numpy(),
+        labels=_vector(labels),
+        predictions=_vector(predictions),
+        outputs=tuple(_bytes(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)),
+        nonfinite=_nonfinite(output, size_of(batch)),
+    )
+
+
+def joined(
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    parts: Iterable[Part],
+    until: Until | None = None,
+    device: torch.device = CPU,
+) -> Evaluation:
+    """What the parts of a split amount to, whoever makes them; raises what ``evaluate`` raises."""
+    scores: list[NDArray[np.float64]] = []
+    labels: list[NDArray[np.int64] | None] = []
+    predictions: list[NDArray[np.int64] | None] = []
+    digest = hashlib.sha256()
     nonfinite = 0
     with torch.no_grad(), on_device(model, device):
-        for index, batch in enumerate(moved(batch, device) for batch in batches):
-            output = call(model, task.inputs(batch), f"the model refuses {split} batch {index}")
-            with calling(f"{type(task).__name__}.score", device):
-                scores.append(_scores(task, output, batch))
-            labels.append(task.labels(batch))
-            predictions.append(task.predictions(output, batch))
-            nonfinite += _digest_output(output, outputs, size_of(batch))
-            if until and until(_numbers(scores)):
-                raise Enough(_numbers(scores))
+        for one in parts:
+            scores.append(one.scores)
+            labels.append(one.labels)
+            predictions.append(one.predictions)
+            nonfinite += one.nonfinite
+            for output in one.outputs:
+                digest.update(output)
+            if until and until(np.concatenate(scores)):
+                raise Enough(np.concatenate(scores))
     if not scores:
         raise DataError(
             f"{split}: {type(task).__name__}.{split}() yields no batch; at least one sample is needed"
         )
     return Evaluation(
-        scores=_numbers(scores),
-        labels=_joined(labels),
-        predictions=_joined(predictions),
-        output_digest=outputs.hexdigest(),
+        scores=np.concatenate(scores),
+        labels=_whole(labels),
+        predictions=_whole(predictions),
+        output_digest=digest.hexdigest(),
         extra=dict(task.evaluate(model, split)),
         nonfinite=nonfinite,
     )
-
-
-def _numbers(scores: list[Tensor]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = torch.cat(scores).double().cpu().numpy()
-    return found
 
 
 def _scores(task: Task, output: Any, batch: Batch) -> Tensor:
@@ -96,18 +152,25 @@ def _scores(task: Task, output: Any, batch: Batch) -> Tensor:
     return scores
 
 
-def _digest_output(output: Any, digest: Any, size: int) -> int:
-    """Add a batch's outputs to the digest; the result is how many samples hold NaN or infinity."""
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _nonfinite(output: Any, size: int) -> int:
+    """How many samples hold NaN or infinity."""
     bad = torch.zeros(size, dtype=torch.bool)
-    for leaf in tree_flatten(output)[0]:
-        if isinstance(leaf, Tensor):
-            digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            if leaf.is_floating_point() and leaf.dim() and len(leaf) == size:
-                bad |= ~torch.isfinite(leaf).reshape(size, -1).all(1).cpu()
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() and len(leaf) == size:
+            bad |= ~torch.isfinite(leaf).reshape(size, -1).all(1).cpu()
     return int(bad.sum())
 
 
-def _joined(parts: list[Tensor | None]) -> np.ndarray[Any, Any] | None:
-    """One vector, or None where the task has no such thing or gives more than one number per sample."""
-    found = [part.reshape(-1).long().cpu() for part in parts if part is not None and part.dim() <= 1]
-    return torch.cat(found).numpy() if len(found) == len(parts) else None
+def _vector(values: Tensor | None) -> NDArray[np.int64] | None:
+    """One number per sample, or None where the task has no such thing or gives more."""
+    return None if values is None or values.dim() > 1 else values.reshape(-1).long().cpu().numpy()
+
+
+def _whole(parts: list[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:
+    """One vector, or None where a part has none."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if len(found) == len(parts) else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from qtrack.backends.engines import default_engine, using_engine
 from qtrack.data import batches_of, calibration_batches, size_of
 from qtrack.engine.devices import CPU, chosen, follows, moved, on_device
 from qtrack.engine.digests import digest_of
-from qtrack.engine.evaluation import Enough, call, evaluate
+from qtrack.engine.evaluation import Begun, Elsewhere, Enough, Part, call, joined, part
 from qtrack.engine.measure import latency, size_bytes
 from qtrack.engine.packed import load
 from qtrack.engine.training import Checkpoint, train
@@ -31,6 +32,10 @@ from qtrack.recipe import Recipe, Static
 from qtrack.task import Batch, Split, Task
 from qtrack.transforms import correct_bias, transformed
 
+Counted = TypeVar("Counted")
+
+TIMED = 2
+"""Batches that are evaluated before others may be asked to: the first takes longer than those after it."""
 WORST = 5
 """Layers whose distributions are kept for looking at."""
 
@@ -81,6 +86,7 @@ def execute(
     until: Until | None = None,
     sizes: Mapping[str, int] | None = None,
     checkpoint: Checkpoint | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Outcome:
     """Build the quantized model that the recipe says, and measure it.
 
@@ -88,7 +94,8 @@ def execute(
     the validation metric is measured, as searches need it: no test split, no layer comparison, and no latency
     unless it is to be ``timed``. Where ``until`` holds before the validation split ends, Stopped is raised.
     ``sizes`` are the samples in each split where that is known, so that progress can tell the time left.
-    Training keeps itself in ``checkpoint`` after each epoch, and goes on from what it finds there.
+    Training keeps itself in ``checkpoint`` after each epoch, and goes on from what it finds there. When
+    it is known how long a batch takes, evaluation goes on ``elsewhere``, and what is left of it goes on here.
 
     Raises BackendError where the library refuses the model, RecipeError, TaskError and DataError where what
     was given does not fit.
@@ -96,7 +103,7 @@ def execute(
     recipe = settled(recipe)
     check(recipe)
     with using_engine(recipe.engine):
-        return _Execution(task, recipe, monitor, sizes or {}, checkpoint).run(
+        return _Execution(task, recipe, monitor, sizes or {}, checkpoint, elsewhere).run(
             baseline, thorough=thorough, timed=timed or thorough, until=until
         )
 
@@ -173,9 +180,11 @@ class _Execution:
         monitor: Monitor,
         sizes: Mapping[str, int],
         checkpoint: Checkpoint | None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.task = task
         self.checkpoint = checkpoint
+        self.elsewhere = elsewhere
         self.recipe = recipe
         self.monitor = monitor
         self.sizes = {**sizes, "calibration": _calibrated(recipe, sizes.get("calibration"))}
@@ -296,9 +305,31 @@ class _Execution:
             raise Stopped(enough.scores, self._cost(0)) from None
 
     def _evaluate(self, model: nn.Module, split: Split, until: Until | None = None) -> Evaluation:
-        batches = self._counted(split, batches_of(self.task, split), split)
         device = CPU if self.recipe.quantizes else self._device(model)
-        return evaluate(self.task, model, split, batches, until, device)
+        found = self._counted(split, self._parts(model, split, device), split, lambda one: len(one.scores))
+        return joined(self.task, model, split, found, until, device)
+
+    def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Iterator[Part]:
+        """The first made here, to see what they take; then those that are had elsewhere; then the rest."""
+        batches = enumerate(batches_of(self.task, split))
+        batch_s, done, samples, alike = 0.0, 0, 0, device == CPU
+        for place, batch in islice(batches, TIMED):
+            chance, began = torch.get_rng_state(), time.perf_counter()
+            found = part(self.task, model, split, place, batch, device)
+            batch_s, done, samples = time.perf_counter() - began, place + 1, samples + len(found.scores)
+            alike = alike and torch.equal(chance, torch.get_rng_state())  # else the order of batches counts
+            yield found
+        others = 0
+        if self.elsewhere and alike:
+            for found in self.elsewhere(Begun(self.recipe, model, split, done, batch_s, self._model_s())):
+                others, samples = others + 1, samples + len(found.scores)
+                yield found
+        if samples != self.sizes.get(split):
+            for place, batch in islice(batches, others, None):
+                yield part(self.task, model, split, place, batch, device)
+
+    def _model_s(self) -> float:
+        return self.phases.get("prepare", 0.0) + self.phases.get("convert", 0.0)
 
     def _compare(self, quantized: Quantized) -> Comparison:
         with self._phase("compare"):
@@ -327,13 +358,15 @@ class _Execution:
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
 
-    def _counted(self, name: str, batches: Iterable[Batch], split: str) -> Iterator[Batch]:
+    def _counted(
+        self, name: str, batches: Iterable[Counted], split: str, size: Callable[[Counted], int] = size_of
+    ) -> Iterator[Counted]:
         """The same batches, each counted once it is done with."""
         with self.monitor.phase(name, self.sizes.get(split)) as advance:
             for batch in batches:
                 yield batch
-                advance(size_of(batch))
-                self.forwards += size_of(batch)
+                advance(size(batch))
+                self.forwards += size(batch)
 
 
 def _calibrated(recipe: Recipe, size: int | None) -> int | None:

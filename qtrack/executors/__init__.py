@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -84,11 +84,43 @@ def perform(job: Job) -> Any:
     return getattr(import_module(module), name)(**job.arguments)
 
 
-def finished(executor: Executor, jobs: Iterable[Job], tries: int = TRIES) -> Iterator[Finished]:
-    """Do all jobs; one that fails stops no other. The next is asked for when there is room for it."""
+class Watched:
+    """Implements Executor, with another; several can use it that leave each other room."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._given: set[Future[Any]] = set()
+        self.aside = executor.aside
+
+    @property
+    def slots(self) -> int:
+        return self._executor.slots
+
+    def submit(self, job: Job) -> Future[Any]:
+        future = self._executor.submit(job)
+        self._given.add(future)
+        return future
+
+    def running(self) -> set[Future[Any]]:
+        """What takes a slot now."""
+        self._given = {future for future in self._given if not future.done()}
+        return set(self._given)
+
+    def close(self) -> None:
+        self._executor.close()
+
+
+def finished(
+    executor: Executor, jobs: Iterable[Job], tries: int = TRIES, others: Collection[Future[Any]] = ()
+) -> Iterator[Finished]:
+    """Do all jobs; one that fails stops no other. The next is asked for when there is room for it.
+
+    ``others`` run already, and leave at least one slot.
+    """
     source, waiting = iter(jobs), dict[Future[Any], tuple[Job, int]]()
     while True:
-        while len(waiting) < executor.slots and (job := next(source, None)):
+        taken = sum(not other.done() for other in others)
+        while len(waiting) + taken < executor.slots and (job := next(source, None)):
             waiting[executor.submit(job)] = job, 1
         if not waiting:
             return

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from qtrack.cli import main
 from qtrack.errors import InputError, PipelineError, StoreAway
 from qtrack.executors import Job, WorkerLost, finished, open_executor
 from qtrack.executors.in_process import InProcess
+from qtrack.ledger.names import Tag
+from qtrack.ledger.rows import Query
 from qtrack.ledger.store import Store, sqlite_uri
 from qtrack.sweep import read_sweep, run_sweep
 
@@ -215,3 +218,13 @@ def test_a_task_is_loaded_once_for_all_jobs_until_its_file_is_edited(folder):
             file.write(edit)
         assert all(not one.error for one in run_sweep(read_sweep(path), ledger(folder), InProcess()))
         assert len((folder / "loads").read_text()) == loads
+
+
+def test_all_runs_of_a_sweep_have_its_tags(folder):
+    found = read_sweep(two_jobs(folder))
+    store = ledger(folder)
+    run_sweep(found, store, InProcess())
+    runs = list(store._reader.source.runs(Query(list(store._reader.experiments()))))
+    assert Counter(run.tags[Tag.KIND] for run in runs) == {"campaign": 2, "stage": 2}
+    assert {run.tags[Tag.SWEEP] for run in runs} == {found.id}
+    assert Counter(run.tags[Tag.JOB] for run in runs) == dict.fromkeys((job.key for job in found.jobs), 2)

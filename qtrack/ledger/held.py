@@ -51,10 +51,10 @@ class HeldLedger:
 
     @contextmanager
     def campaign(self, setting: Setting) -> Iterator[CampaignWriter]:
-        """With these tags on the campaign's own run."""
-        with recorded_campaign(self._spool, setting, self._figures, self._report) as campaign:
+        """With these tags on all its runs."""
+        figures, report = self._figures, self._report
+        with recorded_campaign(self._spool, setting, figures, report, self._tags) as campaign:
             self.id = campaign.id
-            campaign.run.log(tags=self._tags)
             yield campaign
 
     def known(self, task: Task, *, question: str | None = None, execution: str | None = None) -> Known | None:

@@ -61,11 +61,15 @@ FIGURE_DPI = 120
 
 @contextmanager
 def recorded_campaign(
-    spool: Spool, setting: Setting, figures: Figures | None, report: Report | None = None
+    spool: Spool,
+    setting: Setting,
+    figures: Figures | None,
+    report: Report | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[CampaignWriter]:
-    """Open the campaign's own run, and end it with what its stages came to."""
+    """Open the campaign's own run, and end it with what its stages came to; all its runs have the tags."""
     with captured() as lines, spool.session():
-        campaign = CampaignWriter(spool, setting, figures, report, lines)
+        campaign = CampaignWriter(spool, setting, figures, report, lines, tags or {})
         with campaign.run.kept():
             campaign.begin()
             with spool.begun():
@@ -79,7 +83,13 @@ class CampaignWriter:
     """Implements CampaignRecord."""
 
     def __init__(
-        self, spool: Spool, setting: Setting, figures: Figures | None, report: Report | None, lines: Lines
+        self,
+        spool: Spool,
+        setting: Setting,
+        figures: Figures | None,
+        report: Report | None,
+        lines: Lines,
+        tags: Mapping[str, str],
     ) -> None:
         from qtrack.engine.digests import architecture_of
 
@@ -88,6 +98,7 @@ class CampaignWriter:
         self.figures = figures
         self.report = report
         self.lines = lines
+        self.given = tags
         self.id = _campaign_id(setting.plan.pipeline.name)
         float_weights = setting.plan.task.model().state_dict()
         self.fingerprint = task_fingerprint(setting, float_weights)
@@ -115,6 +126,7 @@ class CampaignWriter:
             Shown.SOURCE: "qtrack",
             Shown.SOURCE_TYPE: "LOCAL",
             Shown.USER: _user(),
+            **self.given,
         }
         if pipeline.device != "cpu":
             tags[Tag.DEVICE] = pipeline.device

@@ -77,7 +77,7 @@ def on_the(device, task, recipe, **named):
 # what runs where
 
 
-SLOW = "eager, trained", "pt2e, trained"
+SLOW = "fx, trained", "eager, trained", "pt2e, trained"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,7 @@ def test_the_cpu_sees_no_device(device):
     assert {place for ran in device.ran.values() for place, _ in ran} == {"cpu"}
 
 
+@pytest.mark.slow
 def test_a_search_has_its_parts_calibrated_there_and_back_again(device):
     with using_device("cuda"):
         parts = quantize(Small(), QAT, device)
@@ -141,6 +142,7 @@ class Positioned(Small):
         return net.eval()
 
 
+@pytest.mark.slow
 def test_a_graph_that_names_a_device_stays_here_and_says_so_once(device):
     recipe = RECIPES["pt2e"].having(transforms=(CorrectBias(),))
     found = on_the(device, Positioned(), recipe)
@@ -323,6 +325,7 @@ def test_runs_say_where_and_reproduce_there_or_say_that_it_drifted(folder, monke
     assert ("reproduction", None) in tags()
 
 
+@pytest.mark.slow
 def test_what_was_made_there_does_not_stand_for_what_is_made_here(folder, monkeypatch):
     only_ptq = yaml.safe_dump(PIPELINE | {"stages": ["float", "ptq"]})
     (folder / "tiny.yaml").write_text(only_ptq)

@@ -109,6 +109,11 @@ def test_every_job_is_recorded_once_and_the_table_shows_all(folder):
     assert len({row["campaign"] for row in rows}) == 2
     assert len(ledger(folder).finished("tiny")) == 2
     assert "2 of 2 jobs are finished" in result.stderr
+    store, sweep = ledger(folder), read_sweep(folder / "sweep.yaml")
+    runs = list(store._reader.source.runs(Query(list(store._reader.experiments()))))
+    assert Counter(run.tags[Tag.KIND] for run in runs) == {"campaign": 2, "stage": 2}
+    assert {run.tags[Tag.SWEEP] for run in runs} == {sweep.id}
+    assert Counter(run.tags[Tag.JOB] for run in runs) == dict.fromkeys((job.key for job in sweep.jobs), 2)
 
 
 def test_resume_leaves_out_what_is_finished(folder):
@@ -205,6 +210,7 @@ def test_a_store_that_goes_away_is_said_and_nothing_is_lost(folder, monkeypatch)
     assert len(ledger(folder).finished("tiny")) == 2
 
 
+@pytest.mark.slow
 def test_a_task_is_loaded_once_for_all_jobs_until_its_file_is_edited(folder):
     task = "import sys\nfrom pathlib import Path\nsys.path.insert(0, {!r})\nfrom tiny import Tiny\n"
     task += "class Mine(Tiny):\n    def __init__(self):\n"
@@ -218,13 +224,3 @@ def test_a_task_is_loaded_once_for_all_jobs_until_its_file_is_edited(folder):
             file.write(edit)
         assert all(not one.error for one in run_sweep(read_sweep(path), ledger(folder), InProcess()))
         assert len((folder / "loads").read_text()) == loads
-
-
-def test_all_runs_of_a_sweep_have_its_tags(folder):
-    found = read_sweep(two_jobs(folder))
-    store = ledger(folder)
-    run_sweep(found, store, InProcess())
-    runs = list(store._reader.source.runs(Query(list(store._reader.experiments()))))
-    assert Counter(run.tags[Tag.KIND] for run in runs) == {"campaign": 2, "stage": 2}
-    assert {run.tags[Tag.SWEEP] for run in runs} == {found.id}
-    assert Counter(run.tags[Tag.JOB] for run in runs) == dict.fromkeys((job.key for job in found.jobs), 2)

@@ -10,6 +10,7 @@ executes itself they help to evaluate, where most of them have nothing else to d
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -50,7 +51,6 @@ class _Begun:
     job: Job
     future: Future[Sent]
     guess: bool
-    tries: int = 1
 
 
 class Ahead:
@@ -67,6 +67,7 @@ class Ahead:
                 log.warning("%s: all is executed here", error)
                 self._executor = None
         self._begun: dict[Key, _Begun] = {}
+        self._losses = Counter[Key]()
         self._planned: dict[Key, Wanted] = {}
         self._guessed: dict[Key, Wanted] = {}
 
@@ -102,7 +103,7 @@ class Ahead:
             self._guessed = {key: wanted, **self._guessed}  # as soon as a worker is free
         try:
             with monitor.phase("wait for a worker", None):
-                sent = self._received(key)
+                sent = self._received(wanted)
         except OtherIngredients as error:
             self._leave(error)
             return None
@@ -133,16 +134,20 @@ class Ahead:
         self._executor = None
         self._begun.clear()
 
-    def _received(self, key: Key) -> Sent:
+    def _received(self, wanted: Wanted) -> Sent:
         assert self._executor
+        key = wanted.key
         while True:
-            self._fill()
             mine = self._begun.get(key)
             if mine and mine.future.done():
-                if not isinstance(error := mine.future.exception(), WorkerLost) or mine.tries == TRIES:
-                    return self._begun.pop(key).future.result()
+                del self._begun[key]
+                error = mine.future.exception()
+                self._losses[key] += isinstance(error, WorkerLost)
+                if not isinstance(error, WorkerLost) or self._losses[key] == TRIES:
+                    return mine.future.result()
                 log.warning("%s: %s; it is tried again", mine.job.name, error)
-                mine.future, mine.tries = self._executor.submit(mine.job), mine.tries + 1
+                self._guessed = {key: wanted, **self._guessed}  # its worker may have another job by now
+            self._fill()
             wait(self._executor.running(), return_when=FIRST_COMPLETED)
 
     def _fill(self) -> None:

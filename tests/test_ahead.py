@@ -1,5 +1,7 @@
 """What workers do for a campaign before its turn changes neither what comes out nor what is recorded."""
 
+import threading
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +115,30 @@ def test_a_worker_that_is_lost_has_its_recipe_tried_again(tmp_path, caplog):
     assert caplog.text.count("it is tried again") == 2
     with pytest.raises(WorkerLost):
         results(plan_, Stand(slots=1, lost=99))
+
+
+def test_a_recipe_that_was_lost_waits_for_a_worker_that_has_another_by_now(tmp_path):
+    class One(Stand):
+        """A single worker, whose first job is lost and whose second takes a while."""
+
+        held = None
+
+        def submit(self, job):
+            assert self.held is None or self.held.done()
+            future = super().submit(job)
+            if len(self.jobs) == 2:
+                self.held = Future()
+                threading.Timer(0.3, lambda: self.held.set_result(future.result())).start()
+                return self.held
+            return future
+
+    plan_ = plan(tmp_path)
+    ahead = Ahead(_inspect(plan_, SILENT), One(slots=1, lost=1))
+    wanted = [Wanted(recipe, thorough=False) for recipe in foreseen(plan_)[:2]]
+    ahead.plan(wanted)
+    ahead.guess([])
+    for one in wanted:
+        assert ahead.outcome(one, SILENT).recipe == one.recipe
 
 
 def test_a_worker_that_would_come_to_something_else_is_not_used(tmp_path, caplog):

@@ -224,3 +224,15 @@ def test_a_task_is_loaded_once_for_all_jobs_until_its_file_is_edited(folder):
             file.write(edit)
         assert all(not one.error for one in run_sweep(read_sweep(path), ledger(folder), InProcess()))
         assert len((folder / "loads").read_text()) == loads
+
+
+def test_there_are_as_many_processes_as_their_threads_fit_in(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for asked, slots in (
+        ({}, 8),
+        ({"threads": 3}, 2),
+        ({"threads": 16}, 1),
+        ({"threads": 3, "workers": 5}, 5),
+    ):
+        with open_executor("processes", **asked) as executor:
+            assert executor.slots == slots

@@ -94,7 +94,8 @@ def run(
         plan = read_plan(pipeline, _parsed(settings) | ({"device": device} if device else {}))
         ledger = open_ledger(tracking_uri)
         budget = Budget(max_minutes, max_evaluations)
-        with open_executor(executor, address=address, workers=workers) as chosen:
+        threads = plan.pipeline.threads or 1
+        with open_executor(executor, address=address, workers=workers, threads=threads) as chosen:
             noted, results = _recorded(plan, ledger, budget, chosen, fresh=fresh)
     strategies = noted.strategies()
     render.strategies(strategies, as_json=as_json)

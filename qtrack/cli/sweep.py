@@ -62,7 +62,8 @@ def sweep(
         read = read_sweep(sweep)
         ledger = open_ledger(tracking_uri)
         try:
-            with open_executor(executor, address=address, workers=workers) as chosen:
+            threads = max(job.plan.pipeline.threads or 1 for job in read.jobs)
+            with open_executor(executor, address=address, workers=workers, threads=threads) as chosen:
                 found = run_sweep(read, ledger, chosen, shown, resume=resume)
         except KeyboardInterrupt:
             remark(["what was finished is recorded; the same command with --resume does the rest"])

@@ -135,9 +135,11 @@ def finished(
 
 
 def open_executor(
-    name: str | None = None, *, address: str | None = None, workers: int | None = None
+    name: str | None = None, *, address: str | None = None, workers: int | None = None, threads: int = 1
 ) -> AbstractContextManager[Executor]:
     """The executor of this name; else ``ray`` where RAY_ADDRESS or an address says so, or in-process.
+
+    Of processes there are as many as fit into this machine with the ``threads`` of a job, or so many ``workers``.
 
     Raises InputError on an unknown name, a missing package, or a cluster that does not answer.
     """
@@ -148,6 +150,8 @@ def open_executor(
         raise InputError(f"executor {found!r} is not one of {', '.join(EXECUTORS)}")
     if address and found != "ray":
         raise InputError(f"--address goes with the executor ray, not with {found}")
+    if found == "processes" and workers is None:
+        workers = max(1, (os.cpu_count() or 1) // threads)
     module, _, kind = EXECUTORS[found].partition(":")
     make: Callable[..., Any] = getattr(import_module(module), kind)
     return closing(make(address=address, workers=workers))

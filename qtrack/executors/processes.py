@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +17,7 @@ class Processes:
     aside = True
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        self.slots = workers or os.cpu_count() or 1
+        self.slots = workers or 1
         self._idle = [_pool() for _ in range(self.slots)]
         self._busy: set[ProcessPoolExecutor] = set()
 

@@ -139,7 +139,7 @@ def open_executor(
 ) -> AbstractContextManager[Executor]:
     """The executor of this name; else ``ray`` where RAY_ADDRESS or an address says so, or in-process.
 
-    Of processes there are as many as fit into this machine with the ``threads`` of a job, or so many ``workers``.
+    Of processes there are as many as fit into this machine with the ``threads`` of a job, or ``workers``.
 
     Raises InputError on an unknown name, a missing package, or a cluster that does not answer.
     """

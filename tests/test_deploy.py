@@ -120,8 +120,11 @@ def test_a_user_who_is_no_admin_passes_doctor_and_runs_a_pipeline(deployed, sett
     program = program.replace("https://mlflow.example.com", deployed).replace("a password of hers", password)
     around = {**os.environ, **user("admin", settings["MLFLOW_AUTH_ADMIN_PASSWORD"])}
     subprocess.run([sys.executable, "-c", program], check=True, env=around)
-    doctor = command("doctor", "--tracking-uri", deployed, **user("ada", password))
-    assert doctor.exit_code == 0, doctor
+    for _ in range(3):  # a server that is given no processor for seconds is rightly said not to answer
+        doctor = command("doctor", "--tracking-uri", deployed, **user("ada", password))
+        if doctor.exit_code == 0:
+            break
+    assert doctor.exit_code == 0, doctor.stdout
     assert "and removed" in doctor.stdout
     write_task(alone)
     done = command("run", "tiny.yaml", "--tracking-uri", deployed, **user("ada", password))

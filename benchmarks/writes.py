@@ -21,16 +21,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+
+from numerics import machine
+
+from qtrack.ledger import Ledger, mask_secrets
+from qtrack.sweep.work import campaign
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the servers are those of the tests
 
-import servers  # noqa: E402
-from numerics import machine  # noqa: E402
-
-from qtrack.ledger import Ledger, mask_secrets  # noqa: E402
-from qtrack.sweep.work import campaign  # noqa: E402
+servers = import_module("servers")
 
 JOBS = 12
 STAGES = "stages: [float, ptq]"

@@ -110,12 +110,13 @@ def history(
     experiment: str | None = None,
     stage: str | None = None,
     *,
-    last: int = 2000,
+    last: int | None = None,
     tracking_uri: str | None = None,
 ) -> list[Line]:
     """Each strategy's finished stages over time, of the latest campaign's experiment unless it is named.
 
-    No more than the ``last`` of them. Raises RunNotFound where there is no such experiment or stage.
+    No more than the ``last`` of them, or 2,000. Raises RunNotFound where there is no such experiment or
+    stage.
     """
     from qtrack.history import history
     from qtrack.ledger import Ledger

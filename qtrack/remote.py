@@ -7,7 +7,6 @@ there once, and it says no where anything that goes into the execution is not wh
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,15 +17,15 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from qtrack.backends.engines import quiet, using_engine
+from qtrack.backends.engines import using_engine
 from qtrack.data import batches_of, inspect_splits
 from qtrack.engine import execute, nearest, rebuild, using_device
 from qtrack.engine.evaluation import Part, part
-from qtrack.engine.packed import unpacked
+from qtrack.engine.packed import read, unpacked
 from qtrack.errors import InputError, QtrackError
 from qtrack.executors import Job
 from qtrack.ingredients import common_ingredients, drifted
-from qtrack.monitor import Advance
+from qtrack.monitor import Silent
 from qtrack.outcome import Outcome
 from qtrack.recipe import Recipe
 from qtrack.sensitivity import Sensitivity, Switched
@@ -69,7 +68,9 @@ class Sent:
 
     def whole(self, task: Task) -> Outcome:
         """The outcome, whose model is built where it is asked for."""
-        return replace(self.outcome, build=lambda: rebuild(task, self.outcome.recipe, _read(self.state)))
+        return replace(
+            self.outcome, build=lambda: rebuild(task, self.outcome.recipe, read(io.BytesIO(self.state)))
+        )
 
 
 def executed(terms: Terms, recipe: Recipe, sizes: Mapping[str, int], *, thorough: bool, timed: bool) -> Sent:
@@ -124,7 +125,7 @@ def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: i
 
 @lru_cache(maxsize=1)
 def _rebuilt(task: Task, recipe: Recipe, state: bytes) -> nn.Module:
-    return rebuild(task, recipe, _read(state))
+    return rebuild(task, recipe, read(io.BytesIO(state)))
 
 
 class _Reading:
@@ -186,24 +187,13 @@ class _Floating:
 
 
 @dataclass
-class _Noted:
-    """A monitor that keeps the points for the campaign's own."""
+class _Noted(Silent):
+    """Keeps the points for the campaign's own monitor."""
 
     points: list[tuple[str, float, int]] = field(default_factory=list)
 
-    @contextmanager
-    def phase(self, name: str, total: int | None) -> Iterator[Advance]:
-        yield lambda done: None
-
     def report(self, key: str, value: float, step: int) -> None:
         self.points.append((key, value, step))
-
-
-def _read(state: bytes) -> dict[str, Any]:
-    with quiet():
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own
-        found: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
-    return found
 
 
 def _not_sent() -> NoReturn:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 from memory import Memory
@@ -28,14 +27,6 @@ from qtrack.rewriting import foreseen
 TASK = Path(__file__).with_name("tiny.py")
 STAGES = ["float", "ptq", {"qat": {"epochs": 1}}, {"fallback": {"from": "ptq"}}, "bias_correction"]
 COARSE = {"engine": "x86", "default": {"mode": "static", "weight": {"bits": 3}}}
-
-
-@pytest.fixture(autouse=True)
-def same_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plan(folder, **fields):

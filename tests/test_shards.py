@@ -39,14 +39,6 @@ RECIPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def eager(monkeypatch):
     """However short an evaluation is, it is shared."""

@@ -71,20 +71,11 @@ Elsewhere = Callable[[Begun], Iterable[Part]]
 """What the model does on the batches that come next, in order, as far as others evaluate them; or nothing."""
 
 
-def evaluate(
-    task: Task,
-    model: nn.Module,
-    split: Split,
-    batches: Iterable[Batch],
-    until: Until | None = None,
-    device: torch.device = CPU,
-) -> Evaluation:
-    """Score every sample of a split; raises DataError where it is empty, Enough where ``until`` says so.
-
-    The model is on the device for that; the task's own ``evaluate`` has it on the CPU.
-    """
-    found = (part(task, model, split, place, batch, device) for place, batch in enumerate(batches))
-    return joined(task, model, split, found, until, device)
+def evaluate(task: Task, model: nn.Module, split: Split, batches: Iterable[Batch]) -> Evaluation:
+    """Score every sample of a split on the CPU; raises DataError where it is empty."""
+    return joined(
+        task, model, split, (part(task, model, split, place, one) for place, one in enumerate(batches))
+    )
 
 
 def part(
@@ -113,7 +104,11 @@ def joined(
     until: Until | None = None,
     device: torch.device = CPU,
 ) -> Evaluation:
-    """What the parts of a split amount to, whoever makes them; raises what ``evaluate`` raises."""
+    """What the parts of a split amount to, whoever makes them.
+
+    The model is on the device while they are made; the task's own ``evaluate`` has it on the CPU. Raises
+    DataError where there are none, and Enough where ``until`` says so.
+    """
     scores: list[NDArray[np.float64]] = []
     labels: list[NDArray[np.int64] | None] = []
     predictions: list[NDArray[np.int64] | None] = []

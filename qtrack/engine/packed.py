@@ -7,16 +7,31 @@ tensors and plain data, objects within objects likewise. They go back into a mod
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
+
+from qtrack.backends.engines import quiet
 
 
 def unpacked(state: dict[str, Any]) -> dict[str, Any]:
     """The same ``state_dict`` without torch's objects."""
     return _with_values(state, {name: _plain(value) for name, value in state.items()})
+
+
+def read(file: Path | BinaryIO) -> Any:
+    """What ``torch.save`` wrote: tensors and plain data only, nothing that would run code when it is read.
+
+    Raises what ``torch.load`` raises, UnpicklingError where there is more than that.
+    """
+    with quiet():
+        # torch's own, for quantized tensors
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        return torch.load(file, weights_only=True, map_location="cpu")
 
 
 def load(model: nn.Module, state: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from qtrack.ledger.rows import Query, RunRow
 from qtrack.ledger.spool import Recovered, Spool
 from qtrack.ledger.store import Store, absent_file, open_store
 from qtrack.ledger.strategy import Strategy, strategy_of
-from qtrack.ledger.timeline import MOST, timeline
+from qtrack.ledger.timeline import timeline
 from qtrack.ledger.views import share
 from qtrack.ledger.winners import MOST_WINNERS, winning_runs
 from qtrack.ledger.worked import tried_remedies
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 
 MAX_RECORD_BYTES = 64_000_000
+REMEMBERED = 2000
+"""Of the latest stages: a store of any size is read in the same memory."""
 
 
 class Ledger:
@@ -240,13 +242,13 @@ class Ledger:
         found = self._reader.finished(list(experiments))
         return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
-    def timeline(self, experiment: str, stage: str | None = None, most: int = MOST) -> list[Strategy]:
+    def timeline(self, experiment: str, stage: str | None = None, most: int | None = None) -> list[Strategy]:
         """The same, and those that a campaign did not execute but referred to, at that campaign's time.
 
-        Of all, or of those with this name, no more than ``most``, and those the latest.
+        Of all, or of those with this name, no more than ``most``, else REMEMBERED, and those the latest.
         """
         experiments = self._experiments(experiment)
-        found = timeline(self._reader, list(experiments), most, stage)
+        found = timeline(self._reader, list(experiments), most or REMEMBERED, stage)
         return [strategy_of(run, experiments[run.experiment_id]) for run in found]
 
     def executed(self, experiment: str, recipe: Recipe) -> list[Strategy]:
@@ -378,7 +380,9 @@ class Ledger:
         def tried() -> Mapping[str, Mapping[str, Worked]]:
             try:
                 with self._spool.asking():
-                    return tried_remedies(timeline(self._reader, list(self._experiments(experiment))))
+                    return tried_remedies(
+                        timeline(self._reader, list(self._experiments(experiment)), REMEMBERED)
+                    )
             except (StoreError, RunNotFound) as error:
                 log.warning("what worked in earlier runs is not known: %s", error)
                 return {}

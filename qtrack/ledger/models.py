@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -136,17 +135,14 @@ def _write(outcome: Outcome, folder: Path) -> None:
 
 def _load(path: Path) -> Any:
     """Tensors and plain data only: nothing that would run code when it is read."""
-    from qtrack.backends.engines import quiet
+    from qtrack.engine.packed import read
 
-    with quiet():
-        # torch's own, for quantized tensors
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        try:
-            return torch.load(path, weights_only=True, map_location="cpu")
-        except UnpicklingError as cause:
-            raise ValueError(
-                f"{path.name} holds more than tensors and plain data; torch would have to run code to read it"
-            ) from cause
+    try:
+        return read(path)
+    except UnpicklingError as cause:
+        raise ValueError(
+            f"{path.name} holds more than tensors and plain data; torch would have to run code to read it"
+        ) from cause
 
 
 def _compared(task: Task, outcome: Outcome, folder: Path) -> Any:

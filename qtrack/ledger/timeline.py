@@ -16,13 +16,7 @@ if TYPE_CHECKING:
     from qtrack.ledger.rows import RunRow
 
 
-MOST = 2000
-"""Of the latest, unless more are asked for: a store of any size is read in the same memory."""
-
-
-def timeline(
-    reader: Reader, experiments: Sequence[str], most: int = MOST, stage: str | None = None
-) -> list[RunRow]:
+def timeline(reader: Reader, experiments: Sequence[str], most: int, stage: str | None = None) -> list[RunRow]:
     """Finished stages, the oldest first; one that a campaign refers to stands at its time as well.
 
     Of all, or of those with this name, no more than ``most``, and those the latest.

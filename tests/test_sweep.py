@@ -236,3 +236,9 @@ def test_there_are_as_many_processes_as_their_threads_fit_in(monkeypatch):
     ):
         with open_executor("processes", **asked) as executor:
             assert executor.slots == slots
+
+
+def test_a_cluster_that_does_not_answer_is_one_line():
+    pytest.importorskip("ray", reason="needs qtrack[ray]")
+    with pytest.raises(InputError, match=r"Ray at 127\.0\.0\.1:1 cannot be joined: .*refused"):
+        open_executor("ray", address="127.0.0.1:1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from concurrent.futures import Future
 from typing import Any
 
@@ -33,6 +34,7 @@ LOST = (
     exceptions.ObjectLostError,
     exceptions.RaySystemError,
 )
+ANSWER_S = 9.0
 AHEAD = 2
 """Jobs for each core of the cluster that wait in it, so that no worker is idle between two."""
 
@@ -74,9 +76,12 @@ class RayExecutor:
 
 def _join(address: str | None, workers: int | None) -> None:
     started: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     try:
+        if host and port.isdecimal():  # of which Ray itself would make minutes, and lines of its own
+            socket.create_connection((host, int(port)), ANSWER_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as cause:
+    except (OSError, RuntimeError, ValueError) as cause:
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise InputError(f"Ray at {address or 'this machine'} cannot be joined: {said}") from cause
 

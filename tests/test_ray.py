@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qtrack import Ledger
+from qtrack.errors import InputError
 from qtrack.executors import Job, finished, open_executor
 from qtrack.ledger.names import CAMPAIGN, STAGE, Tag
 from qtrack.ledger.rows import Query
@@ -129,12 +130,26 @@ def kill_a_worker():
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 name = (process / "cmdline").read_bytes()
+                ours = parent(parent(int(process.name))) == os.getpid()  # of a raylet of this cluster
             except OSError:
                 continue
-            if name.startswith(b"ray::") and b"IDLE" not in name and b"Agent" not in name:
+            if ours and name.startswith(b"ray::") and b"IDLE" not in name and b"Agent" not in name:
                 os.kill(int(process.name), signal.SIGKILL)
                 return
         time.sleep(0.05)
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_cluster_that_runs_on_this_machine_is_joined_by_its_address_alone(cluster):
+    with open_executor("ray", workers=3):
+        assert ray.cluster_resources()["CPU"] == 3
+    with open_executor("ray", address=cluster.address):
+        assert ray.cluster_resources()["CPU"] == 2
+    with pytest.raises(InputError, match="has cores of its own"):
+        open_executor("ray", address=cluster.address, workers=3)
 
 
 def test_a_task_that_a_worker_cannot_import_fails_that_job_alone(cluster, tmp_path):

@@ -144,6 +144,8 @@ def test_an_unknown_executor_is_one_line(folder):
     assert result.stderr.strip().splitlines()[-1].startswith("qtrack: executor 'slurm' is not one of")
     with pytest.raises(InputError, match="--address goes with"):
         open_executor("processes", address="x:1")
+    with pytest.raises(InputError, match="--workers goes with the executors processes and ray"):
+        open_executor("in-process", workers=2)
 
 
 def test_a_lost_job_is_tried_three_times_and_then_reported():

@@ -150,6 +150,8 @@ def open_executor(
         raise InputError(f"executor {found!r} is not one of {', '.join(EXECUTORS)}")
     if address and found != "ray":
         raise InputError(f"--address goes with the executor ray, not with {found}")
+    if found == "in-process" and workers not in (None, 1):
+        raise InputError("--workers goes with the executors processes and ray, not with in-process")
     if found == "processes" and workers is None:
         workers = max(1, (os.cpu_count() or 1) // threads)
     module, _, kind = EXECUTORS[found].partition(":")

@@ -34,6 +34,9 @@ LOST = (
     exceptions.ObjectLostError,
     exceptions.RaySystemError,
 )
+NEW = "local"
+"""Ray's word for a cluster of one's own; where it is told nothing, it joins any that runs on this machine."""
+
 ANSWER_S = 9.0
 AHEAD = 2
 """Jobs for each core of the cluster that wait in it, so that no worker is idle between two."""
@@ -46,9 +49,8 @@ class RayExecutor:
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         self._ours = not ray.is_initialized()
-        where = address or os.environ.get("RAY_ADDRESS")
         if self._ours:
-            _join(where, workers)
+            _join(address or os.environ.get("RAY_ADDRESS") or NEW, workers)
         self._perform = ray.remote(max_retries=0)(perform)
 
     @property
@@ -74,16 +76,18 @@ class RayExecutor:
             ray.shutdown()
 
 
-def _join(address: str | None, workers: int | None) -> None:
-    started: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+def _join(address: str, workers: int | None) -> None:
+    started: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == NEW else {}
+    if workers is not None and address != NEW:
+        raise InputError(f"--workers is for a new cluster; that at {address} has cores of its own")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdecimal():  # of which Ray itself would make minutes, and lines of its own
             socket.create_connection((host, int(port)), ANSWER_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
     except (OSError, RuntimeError, ValueError) as cause:
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise InputError(f"Ray at {address or 'this machine'} cannot be joined: {said}") from cause
+        raise InputError(f"Ray at {address} cannot be joined: {said}") from cause
 
 
 def _too_large(job: Job) -> str:

@@ -72,6 +72,20 @@ def test_a_search_says_what_it_may_try_next(tmp_path):
     assert len(probes) == len(set(probes))
 
 
+def test_a_search_in_batches_tries_the_same_with_workers(tmp_path):
+    pytest.importorskip("optuna", reason="needs qtrack[search]")
+    stages = ["float", {"search": {"trials": 7, "batch": 3}}]
+    executor, plan_ = Stand(slots=3), plan(tmp_path, stages=stages)
+    alone, helped = results(plan_), results(plan_, executor)
+    found, its = alone.results[-1], helped.results[-1]
+    same(found.judged.outcome, its.judged.outcome)
+    for probe, other in zip(found.probes, its.probes, strict=True):
+        same(probe.outcome, other.outcome)
+    assert found.searched.failures == its.searched.failures
+    assert len(found.probes) + len(found.searched.failures) == 7
+    assert sum(not job.arguments["thorough"] for job in executor.jobs) == 7
+
+
 def test_a_search_s_guesses_are_dropped_where_they_were_wrong(tmp_path):
     plan_ = plan(tmp_path)
     ahead = Ahead(_inspect(plan_, SILENT), Stand(slots=4))

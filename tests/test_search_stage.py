@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, worth=worth, max_drop=0.25, storage=None, winners=()):
         self.worth = worth
         self.probed, self.planned, self.proposed, self.others, self.tables = [], [], [], [], {}
-        self.spared = []
+        self.spared, self.expected = [], []
         self.baseline = self.outcome(PTQ, SAMPLES)
         self.target = Target(max_drop=max_drop)
         self.evidence = Evidence(
@@ -48,6 +48,7 @@ class Bench:
             self.probe,
             plan=self.planned.append,
             spared=self.spared.append,
+            expect=self.expected.append,
             propose=self.proposed.append,
             table=self.tables.__setitem__,
             also=self.others.append,
@@ -250,6 +251,32 @@ def test_more_trials_go_on_where_the_earlier_ones_ended(tmp_path):
     whole.search(trials=9)
     assert (more.planned, more.spared) == ([5], [4])
     assert more.probed == whole.probed[4:]
+
+
+def test_a_batch_is_said_before_any_of_it_is_tried():
+    bench = Bench()
+    bench.search(trials=10, batch=4)
+    assert len(bench.probed) == 10
+    assert len(bench.expected[0]) == 4
+    assert [one for batch in bench.expected for one in batch] == bench.probed
+    timed = Bench()
+    timed.search(trials=6, batch=4, objectives=["metric", "latency"])
+    assert timed.expected == []
+
+
+def test_batches_of_one_are_said_as_well_and_change_nothing():
+    one, without = Bench(), Bench()
+    one.search(trials=8, batch=1)
+    without.search(trials=8)
+    assert one.probed == without.probed == [batch[0] for batch in one.expected if batch]
+
+
+def test_more_trials_go_on_in_the_middle_of_a_batch(tmp_path):
+    Bench(storage=tmp_path / "s").search(trials=10, batch=4)
+    more, whole = Bench(storage=tmp_path / "s"), Bench()
+    more.search(trials=15, batch=4)
+    whole.search(trials=15, batch=4)
+    assert more.probed == whole.probed[10:]
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,34 @@ def test_a_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
     assert resumed + tried(again, 5) == whole
 
 
-@pytest.mark.parametrize("leaves", [True, False])
-def test_a_trial_that_came_to_nothing_is_proposed_again(tmp_path, leaves):
+def test_a_batch_is_the_same_whether_it_was_interrupted_or_not(tmp_path):
+    def end(trials):
+        for trial in trials:
+            trial.end("complete", {"value": worth(trial.params)}, [worth(trial.params)])
+        return [trial.params for trial in trials]
+
+    whole, path = study(), tmp_path / "k.study.log"
+    points = [point for _ in range(3) for point in end(whole.batch(4))]
+    before = study(path)
+    done = end(before.batch(4)) + end(before.batch(4)[:1])
+    after = study(path)
+    assert len(after.batch(4)) == 3
+    again = study(path)
+    assert done + end(again.batch(4)) + end(again.batch(4)) == points
+
+
+def test_the_points_of_a_batch_are_not_all_the_same():
+    asked = study()
+    tried(asked, 2 * STARTUP + 2)
+    batch = [str(sorted(trial.params.items())) for trial in asked.batch(6)]
+    assert len(set(batch)) > 3
+
+
+def test_a_trial_that_came_to_nothing_is_proposed_again(tmp_path):
     whole, path = tried(study(), 8), tmp_path / "k.study.log"
     interrupted = study(path)
     tried(interrupted, 6)
-    trial = interrupted.ask()
-    if leaves:  # else its process was killed
-        trial.leave()
+    interrupted.ask()
     resumed = study(path)
     assert len(resumed.ended) == 6
     assert tried(resumed, 2) == whole[6:]

@@ -2,6 +2,9 @@
 
 What is proposed hangs on the seed and on the trials before alone, so that a search that was interrupted goes
 on as if it had not been: each trial has a seed of its own, and one that came to no end is proposed again.
+Where several are proposed at a time, those that have no end yet count as bad ones, so that the next lie
+elsewhere (the "constant liar" of Ginsbourger, Le Riche and Carraro, "Kriging is well-suited to parallelize
+optimization", 2010).
 """
 
 from __future__ import annotations
@@ -79,11 +82,6 @@ class Trial:
             self._study.tell(self._trial, values, state, skip_if_finished=True)
         return Ended(self._trial.number, self.params, how, facts)
 
-    def leave(self) -> None:
-        """It has come to nothing: it is proposed again when the search goes on."""
-        with _quiet():
-            self._study.tell(self._trial, state=TrialState.FAIL, skip_if_finished=True)
-
 
 class Study:
     """The trials of one question: which point has the largest metric, and the smallest of so many costs."""
@@ -97,11 +95,9 @@ class Study:
 
     def _take_up(self) -> None:
         """What an interrupted search has left open comes first."""
-        left = [trial for trial in self._trials if END not in trial.user_attrs]
-        for trial in left:
-            if trial.state == TrialState.RUNNING:
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        self.first([trial.params for trial in left if trial.state != TrialState.WAITING])
+        for trial in [one for one in self._trials if one.state == TrialState.RUNNING]:
+            self._study.enqueue_trial(trial.params)
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
     @property
     def ended(self) -> list[Ended]:
@@ -137,13 +133,18 @@ class Study:
                     params[choice.name] = trial.suggest_categorical(choice.name, choice.values)
         return Trial(self._study, trial, params)
 
+    def batch(self, size: int) -> list[Trial]:
+        """The next points, as many as are left of a batch of this size."""
+        return [self.ask() for _ in range(size - len(self.ended) % size)]
+
     def _sampler(self) -> optuna.samplers.BaseSampler:
         """By chance where the last proposal was nothing new."""
         ended = self.ended
-        seed = (self.seed * 10_000 + len(ended)) % 2**32
+        running = sum(trial.state == TrialState.RUNNING for trial in self._trials)
+        seed = (self.seed * 10_000 + len(ended) + running) % 2**32
         if ended and ended[-1].how == "again":
             return optuna.samplers.RandomSampler(seed)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True)
 
 
 def _opened(storage: Path | None, costs: int) -> optuna.Study:

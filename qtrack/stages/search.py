@@ -37,6 +37,7 @@ def search(
     objectives: tuple[Objective, ...] = ("metric",),
     space: tuple[Part, ...] | None = None,
     keep: Annotated[int, Field(ge=1)] = 3,
+    batch: Annotated[int, Field(ge=1)] = 1,
     seed: Seed = 0,
 ) -> Recipe:
     """Let Optuna choose what the recipe leaves open; the first trial is the recipe as it is.
@@ -48,6 +49,11 @@ def search(
     ``trials`` count those of an earlier search for the same, which this one continues. With the metric as
     the only objective a trial is stopped at a quarter, a half or three of the validation split where it is
     behind the median of the others.
+
+    Trials are proposed ``batch`` at a time, before any of them is tried, so that workers can try them at
+    once. The trials do not depend on the workers, but they do on ``batch``: each learns only from the batches
+    before its own. With ``latency`` they are tried one after the other all the same: it is not measured
+    while something else runs.
     """
     from qtrack.search.study import Study  # Optuna is an extra
 
@@ -57,7 +63,7 @@ def search(
     study = Study(storage, found, len(costs), seed)
     winners = [one for one in evidence.winners() if has_same_choices(one, recipe)]
     study.first([point_of(found, one, recipe) for one in (recipe, *winners[:WINNERS])])
-    return _Search(recipe, evidence, study, found, costs).run(trials, keep)
+    return _Search(recipe, evidence, study, found, costs).run(trials, keep, batch)
 
 
 class _Search:
@@ -77,7 +83,7 @@ class _Search:
         self.ended = {self.recipe_of(ended).digest: ended for ended in known}
         """By the digest of the recipe."""
 
-    def run(self, trials: int, keep: int) -> Recipe:
+    def run(self, trials: int, keep: int, batch: int) -> Recipe:
         """The answer, after so many trials."""
         self.trials = trials
         self.evidence.plan(max(0, trials - len(self.ended)))
@@ -89,7 +95,11 @@ class _Search:
         idle = 0
         try:
             while len(self.ended) < trials and idle < IDLE:
-                idle = 0 if self._try(self.study.ask()) else idle + 1
+                asked = self.study.batch(batch)
+                self._expect(asked)
+                for trial in asked:
+                    if len(self.ended) < trials:  # the rest is proposed again when the search goes on
+                        idle = 0 if self._try(trial) else idle + 1
         except SearchOver:
             self._name_others(keep)
             raise
@@ -111,6 +121,13 @@ class _Search:
         assert recipe is not None
         return recipe
 
+    def _expect(self, asked: Sequence[Trial]) -> None:
+        if "latency" in self.costs:
+            return
+        recipes = [recipe_at(self.space, self.start, trial.params) for trial in asked]
+        new = dict.fromkeys(one for one in recipes if one and one.digest not in self.ended)
+        self.evidence.expect(list(new)[: self.trials - len(self.ended)])
+
     def _try(self, trial: Trial) -> bool:
         """Was it a recipe that had not been tried?"""
         recipe = recipe_at(self.space, self.start, trial.params)
@@ -130,9 +147,6 @@ class _Search:
             return trial.end("stopped", {"metric": float(stopped.scores.mean())})
         except ProbeFailed as failed:
             return trial.end("failed", {"error": str(failed)})
-        except (SearchOver, KeyboardInterrupt):
-            trial.leave()
-            raise
         return self._judged(trial, judged)
 
     def _judged(self, trial: Trial, judged: Judged) -> Ended:

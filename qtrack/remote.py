@@ -23,7 +23,7 @@ from qtrack.engine import execute, nearest, rebuild, using_device
 from qtrack.engine.evaluation import Part, part
 from qtrack.engine.packed import read, unpacked
 from qtrack.errors import InputError, QtrackError
-from qtrack.executors import Job
+from qtrack.executors import Job, Placed
 from qtrack.ingredients import common_ingredients, drifted
 from qtrack.monitor import Silent
 from qtrack.outcome import Outcome
@@ -111,8 +111,10 @@ def _sensitivity(task: Task, recipe: Recipe) -> Sensitivity:
     return Sensitivity(task, recipe)
 
 
-def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: int, count: int) -> list[Part]:
-    """What the recipe's model with this ``state`` does on so many batches of a split, in order.
+def evaluated(
+    terms: Terms, recipe: Recipe, state: Placed, split: Split, first: int, count: int
+) -> list[Part]:
+    """What the recipe's model with this ``state``, as ``written``, does on so many batches, in order.
 
     Raises what ``engine.execute`` raises, and OtherIngredients.
     """
@@ -124,8 +126,8 @@ def evaluated(terms: Terms, recipe: Recipe, state: bytes, split: Split, first: i
 
 
 @lru_cache(maxsize=1)
-def _rebuilt(task: Task, recipe: Recipe, state: bytes) -> nn.Module:
-    return rebuild(task, recipe, read(io.BytesIO(state)))
+def _rebuilt(task: Task, recipe: Recipe, state: Placed) -> nn.Module:
+    return rebuild(task, recipe, read(io.BytesIO(state.read())))
 
 
 class _Reading:

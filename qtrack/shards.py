@@ -9,7 +9,7 @@ from typing import Any
 
 from qtrack import remote
 from qtrack.engine.evaluation import Begun, Part
-from qtrack.executors import Executor, Finished, Job, finished
+from qtrack.executors import Executor, Finished, Job, Placed, finished
 from qtrack.monitor import SILENT, Monitor
 from qtrack.recipe import Recipe
 from qtrack.sensitivity import Switched
@@ -74,18 +74,20 @@ def evaluated(
     """
     turn, early = begun.batches, dict[int, Finished]()
     count = -(-(batches - turn) // (SHARES * executor.slots))
-    jobs = _runs(terms, begun, range(turn, batches, count), count)
-    for done in finished(executor, jobs, others=others):
-        early[done.job.arguments["first"]] = done
-        while share := early.pop(turn, None):
-            if share.error is not None:
-                raise share.error
-            yield from share.result
-            turn += count
+    with executor.placed(remote.written(begun.model)) as state:
+        jobs = _runs(terms, begun, state, range(turn, batches, count), count)
+        for done in finished(executor, jobs, others=others):
+            early[done.job.arguments["first"]] = done
+            while share := early.pop(turn, None):
+                if share.error is not None:
+                    raise share.error
+                yield from share.result
+                turn += count
 
 
-def _runs(terms: remote.Terms, begun: Begun, firsts: Iterable[int], count: int) -> Iterator[Job]:
-    state = remote.written(begun.model)
+def _runs(
+    terms: remote.Terms, begun: Begun, state: Placed, firsts: Iterable[int], count: int
+) -> Iterator[Job]:
     for first in firsts:
         yield terms.job(
             f"{begun.split} batches from {first}",

@@ -170,6 +170,13 @@ def test_a_task_that_a_worker_cannot_import_fails_that_job_alone(cluster, tmp_pa
     assert found[1].error == ""
 
 
+def test_what_jobs_share_is_placed_once(cluster):
+    with open_executor("ray", address=cluster.address) as executor, executor.placed(b"7" * 100_000) as placed:
+        jobs = [Job(str(n), "test_sweep:length", {"content": placed}) for n in range(4)]
+        assert len(ray.cloudpickle.dumps(jobs[0])) < 1000
+        assert [one.result for one in finished(executor, jobs)] == [100_000] * 4
+
+
 def test_a_job_that_takes_more_cores_than_a_node_has_waits_for_none(cluster):
     with open_executor("ray", address=cluster.address) as executor:
         (found,) = finished(executor, [Job("wide", "test_sweep:double", {"number": 1}, threads=64)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 from collections import Counter
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from qtrack import Ledger, executors
 from qtrack.cli import main
 from qtrack.errors import InputError, PipelineError, StoreAway
-from qtrack.executors import Job, WorkerLost, finished, open_executor
+from qtrack.executors import Job, WorkerLost, finished, open_executor, perform
 from qtrack.executors.in_process import InProcess
 from qtrack.ledger.names import Tag
 from qtrack.ledger.rows import Query
@@ -65,6 +66,10 @@ def die_once(marker):
 
 def double(number):
     return 2 * number
+
+
+def length(content):
+    return len(content.read())
 
 
 def jobs(count):
@@ -187,6 +192,25 @@ def test_processes_are_used_again_and_one_that_is_killed_is_replaced(tmp_path, m
         found = {one.job.name: one for one in finished(executor, [dying, *jobs(4)])}
     assert (found["dying"].result, found["dying"].tries) == ("done", 2)
     assert [found[str(number)].result for number in range(4)] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["in-process", "processes"])
+def test_what_jobs_share_is_placed_once(name):
+    content = b"7" * 100_000
+    with open_executor(name, workers=1) as executor, executor.placed(content) as placed:
+        job = Job("length", "test_sweep:length", {"content": placed})
+        assert perform(job) == 100_000
+        assert len(pickle.dumps(job)) < 1000 or name == "in-process"
+    if name == "processes":
+        with pytest.raises(FileNotFoundError):
+            placed.read()
+
+
+def test_where_no_file_can_be_written_each_job_is_sent_a_copy(monkeypatch, caplog):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with open_executor("processes", workers=1) as executor, executor.placed(b"777") as placed:
+        assert pickle.loads(pickle.dumps(placed)).read() == b"777"
+    assert "each job is sent a copy" in caplog.text
 
 
 def test_a_store_that_goes_away_is_said_and_nothing_is_lost(folder, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -57,6 +57,13 @@ class Finished:
     error: BaseException | None = None
 
 
+class Placed(Hashable, Protocol):
+    """Bytes that many jobs take among their arguments, and each worker is sent once."""
+
+    def read(self) -> bytes:
+        """On a worker, or here; it keeps none of them."""
+
+
 class Executor(Protocol):
     """Does jobs."""
 
@@ -71,6 +78,9 @@ class Executor(Protocol):
     def submit(self, job: Job) -> Future[Any]:
         """Begin; the future raises WorkerLost where another try may succeed, else what the job raises."""
 
+    def placed(self, content: bytes) -> AbstractContextManager[Placed]:
+        """Where workers find it, until the context ends."""
+
     def close(self) -> None:
         """Stop what runs still, and give back what was held."""
 
@@ -82,6 +92,16 @@ def perform(job: Job) -> Any:
     torch.set_num_threads(job.threads)
     module, _, name = job.function.partition(":")
     return getattr(import_module(module), name)(**job.arguments)
+
+
+@dataclass(frozen=True)
+class Within:
+    """Implements Placed: it is sent with each job."""
+
+    content: bytes
+
+    def read(self) -> bytes:
+        return self.content
 
 
 class Watched:
@@ -100,6 +120,9 @@ class Watched:
         future = self._executor.submit(job)
         self._given.add(future)
         return future
+
+    def placed(self, content: bytes) -> AbstractContextManager[Placed]:
+        return self._executor.placed(content)
 
     def running(self) -> set[Future[Any]]:
         """What takes a slot now."""

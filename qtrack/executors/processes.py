@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from qtrack.executors import Job, WorkerLost, perform
+from qtrack.executors import Job, Placed, Within, WorkerLost, perform
+
+log = logging.getLogger("qtrack")
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """Implements Placed."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        return self.path.read_bytes()
 
 
 class Processes:
@@ -39,11 +57,27 @@ class Processes:
         pool.submit(perform, job).add_done_callback(done)
         return answer
 
+    @contextmanager
+    def placed(self, content: bytes) -> Iterator[Placed]:
+        with ExitStack() as opened:
+            yield _in_file(content, opened)
+
     def close(self) -> None:
         for pool in (*self._idle, *self._busy):
             for process in (getattr(pool, "_processes", None) or {}).values():
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_file(content: bytes, opened: ExitStack) -> Placed:
+    """In one that is removed in the end; where none can be written, with each job."""
+    try:
+        path = Path(opened.enter_context(TemporaryDirectory(prefix="qtrack-"))) / "content"
+        path.write_bytes(content)
+        return _InFile(path)
+    except OSError as error:
+        log.warning("a temporary file cannot be written (%s): each job is sent a copy", error.strerror)
+        return Within(content)
 
 
 def _pool() -> ProcessPoolExecutor:

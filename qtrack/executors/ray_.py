@@ -10,6 +10,8 @@ import logging
 import os
 import socket
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -24,7 +26,7 @@ except ImportError as cause:
     raise BackendUnavailable("the executor ray needs: pip install 'qtrack[ray]'") from cause
 
 from qtrack.errors import InputError
-from qtrack.executors import Job, WorkerLost, perform
+from qtrack.executors import Job, Placed, WorkerLost, perform
 
 LOST = (
     exceptions.WorkerCrashedError,
@@ -40,6 +42,17 @@ NEW = "local"
 ANSWER_S = 9.0
 AHEAD = 2
 """Jobs for each core of the cluster that wait in it, so that no worker is idle between two."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Implements Placed, in Ray's object store: a node is sent it once, whatever jobs it has."""
+
+    reference: Any
+
+    def read(self) -> bytes:
+        content: bytes = ray.get(self.reference)
+        return content
 
 
 class RayExecutor:
@@ -70,6 +83,9 @@ class RayExecutor:
         answer: Future[Any] = Future()
         remote.remote(job).future().add_done_callback(lambda inner: _passed_on(inner, answer))
         return answer
+
+    def placed(self, content: bytes) -> AbstractContextManager[Placed]:
+        return nullcontext(_Stored(ray.put(content)))
 
     def close(self) -> None:
         if self._ours:

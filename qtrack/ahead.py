@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qtrack.engine import Checkpoint
 from qtrack.engine.evaluation import Begun, Part
 from qtrack.errors import TaskError
 from qtrack.executors import TRIES, Executor, Job, Watched, WorkerLost
@@ -56,8 +57,14 @@ class _Begun:
 class Ahead:
     """What the workers of an executor do for a campaign; without an executor nothing."""
 
-    def __init__(self, setting: Setting, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        executor: Executor | None = None,
+        checkpoint: Callable[[Recipe], Checkpoint | None] = lambda recipe: None,
+    ) -> None:
         self._setting = setting
+        self._checkpoint = checkpoint
         self._executor = Watched(executor) if executor and executor.aside else None
         self._terms: Terms | None = None
         if self._executor:
@@ -169,6 +176,7 @@ class Ahead:
             sizes={name: split.samples for name, split in self._setting.splits.items()},
             thorough=wanted.thorough,
             timed=wanted.timed,
+            checkpoint=self._checkpoint(wanted.recipe),
         )
 
 

@@ -63,8 +63,8 @@ def run_plan(
         setting = _inspect(plan, monitor)
         with recorder.campaign(setting) as record:
             memory = Memory(setting, recorder, scratch, fresh=fresh)
-            purse, ahead = Purse(budget or Budget()), Ahead(setting, executor)
-            campaign = _Campaign(setting, record, monitor, memory, purse, ahead)
+            ahead = Ahead(setting, executor, memory.checkpoint)
+            campaign = _Campaign(setting, record, monitor, memory, Purse(budget or Budget()), ahead)
             try:
                 campaign.run()
             finally:
@@ -235,11 +235,9 @@ class _Campaign:
         """Execute and judge; the float model is executed first where no stage has done so."""
         self._need_baseline(recipe, monitor)
         baseline = self.baseline.outcome if self.baseline else None
-        sent = self.ahead.outcome(Wanted(recipe, thorough, timed), monitor, until)
-        if sent is not None:
-            return self._judge(sent, monitor)
-        with self.memory.checkpoint(recipe) as checkpoint:
-            outcome = execute(
+        with self.memory.training(recipe) as checkpoint:
+            sent = self.ahead.outcome(Wanted(recipe, thorough, timed), monitor, until)
+            outcome = sent or execute(
                 self.plan.task,
                 recipe,
                 baseline,

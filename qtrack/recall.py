@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qtrack.engine import Checkpoint, execute
+from qtrack.engine import execute
 from qtrack.ingredients import execution_key, recipe_ingredients
 from qtrack.outcome import Outcome, Stopped
 from qtrack.pipeline import StageSpec
 from qtrack.recipe import Recipe
 from qtrack.records import Known, Recorder, Setting
-from qtrack.scratch import Scratch
+from qtrack.scratch import Checkpoint, Scratch
 from qtrack.sources import function_digest
 from qtrack.stages import Judged
 
@@ -33,6 +33,7 @@ class Memory:
         self.fresh = fresh
         self.common = setting.ingredients
         self._ingredients: dict[str, dict[str, str]] = {}
+        self._checkpoints: dict[str, Checkpoint | None] = {}
 
     def ingredients(self, recipe: Recipe) -> dict[str, str]:
         """All that go into the execution of this recipe; training data are read once for each."""
@@ -99,13 +100,20 @@ class Memory:
             path.unlink(missing_ok=True)
         return path
 
+    def checkpoint(self, recipe: Recipe) -> Checkpoint | None:
+        """Where the recipe's training keeps itself, here or on a worker; None where it has none."""
+        if recipe.digest not in self._checkpoints:
+            key = execution_key(self.ingredients(recipe)) if recipe.training else None
+            found = self.scratch.checkpoint(key) if key else None
+            if found and self.fresh:
+                found.clear()
+            self._checkpoints[recipe.digest] = found
+        return self._checkpoints[recipe.digest]
+
     @contextmanager
-    def checkpoint(self, recipe: Recipe) -> Iterator[Checkpoint | None]:
-        """Where the recipe's training keeps itself until it is over; None where it has none."""
-        key = execution_key(self.ingredients(recipe)) if recipe.training else None
-        found = self.scratch.checkpoint(key) if key else None
-        if found and self.fresh:
-            found.clear()
+    def training(self, recipe: Recipe) -> Iterator[Checkpoint | None]:
+        """The recipe's checkpoint, which is gone once its execution is over."""
+        found = self.checkpoint(recipe)
         try:
             yield found
         except Stopped:

@@ -19,7 +19,7 @@ from torch import nn
 
 from qtrack.backends.engines import using_engine
 from qtrack.data import batches_of, inspect_splits
-from qtrack.engine import execute, nearest, rebuild, using_device
+from qtrack.engine import Checkpoint, execute, nearest, rebuild, using_device
 from qtrack.engine.evaluation import Part, part
 from qtrack.engine.packed import read, unpacked
 from qtrack.errors import InputError, QtrackError
@@ -73,8 +73,19 @@ class Sent:
         )
 
 
-def executed(terms: Terms, recipe: Recipe, sizes: Mapping[str, int], *, thorough: bool, timed: bool) -> Sent:
-    """Execute a recipe; raises what ``engine.execute`` raises, and OtherIngredients."""
+def executed(
+    terms: Terms,
+    recipe: Recipe,
+    sizes: Mapping[str, int],
+    *,
+    thorough: bool,
+    timed: bool,
+    checkpoint: Checkpoint | None = None,
+) -> Sent:
+    """Execute a recipe; raises what ``engine.execute`` raises, and OtherIngredients.
+
+    Training keeps itself under the checkpoint's path, where a worker that is given it again goes on.
+    """
     batches: list[int] = []
     noted = _Noted()
 
@@ -84,7 +95,15 @@ def executed(terms: Terms, recipe: Recipe, sizes: Mapping[str, int], *, thorough
 
     with _agreed(terms) as found:
         outcome = execute(
-            found, recipe, _Floating(found), noted, thorough=thorough, timed=timed, until=note, sizes=sizes
+            found,
+            recipe,
+            _Floating(found),
+            noted,
+            thorough=thorough,
+            timed=timed,
+            until=note,
+            sizes=sizes,
+            checkpoint=checkpoint,
         )
     return Sent(replace(outcome, build=_not_sent), written(outcome.model), batches, noted.points)
 

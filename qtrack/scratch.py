@@ -3,9 +3,12 @@
 Files are named by the ``execution_key`` of what they hold: found again by content, never by name. They can be
 deleted at any time; that costs time and nothing else.
 
+Each job of a sweep has a folder of its own in it, as long as it is not finished.
+
 * ``KEY.probe.npz``: how a recipe that a search has tried did on the validation split.
 * ``KEY.study.log``: the trials of a search over recipe choices, in Optuna's own form.
-* ``KEY.epoch.pt``: quantization-aware training after its last whole epoch; gone once the execution is over.
+* ``KEY.epoch.pt``: quantization-aware training after its last whole epoch, wherever it takes place; gone once
+  what the execution came to has arrived.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class Scratch:
 
     def tidy(self) -> None:
         """Remove what nobody came back for in a month."""
-        for path in self.folder.glob("*") if self.folder else ():
+        for path in self.folder.rglob("*") if self.folder else ():
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > OLD_S:
                     path.unlink()
@@ -75,7 +78,7 @@ class Scratch:
     def checkpoint(self, key: str) -> Checkpoint | None:
         """Where the training of this execution keeps itself."""
         path = self._path(key, "epoch.pt")
-        return Checkpoint(path) if path else None
+        return Checkpoint(path.absolute()) if path else None
 
     def _path(self, key: str, kind: str) -> Path | None:
         return self.folder / f"{key}.{kind}" if self.folder else None

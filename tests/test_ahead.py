@@ -17,12 +17,13 @@ from qtrack.ahead import Ahead, Wanted
 from qtrack.api import sensitivity
 from qtrack.campaign import _inspect, run_plan
 from qtrack.cli import main
-from qtrack.engine import execute
+from qtrack.engine import execute, training
 from qtrack.executors import WorkerLost
 from qtrack.monitor import SILENT
 from qtrack.outcome import Stopped
 from qtrack.pipeline import read_plan
 from qtrack.rewriting import foreseen
+from qtrack.scratch import Scratch
 
 TASK = Path(__file__).with_name("tiny.py")
 STAGES = ["float", "ptq", {"qat": {"epochs": 1}}, {"fallback": {"from": "ptq"}}, "bias_correction"]
@@ -120,6 +121,44 @@ def test_a_worker_that_is_lost_has_its_recipe_tried_again(tmp_path, caplog):
     assert caplog.text.count("it is tried again") == 2
     with pytest.raises(WorkerLost):
         results(plan_, Stand(slots=1, lost=99))
+
+
+def test_training_that_was_lost_with_its_worker_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
+    plan_, epochs = plan(tmp_path, stages=["float", {"qat": {"epochs": 2}}]), []
+    alone = results(plan_)
+
+    def begin(*given, real=training._begin_epoch):
+        epochs.append(given[-1])
+        if len(epochs) == 2:
+            raise WorkerLost("its node is gone")
+        real(*given)
+
+    monkeypatch.setattr(training, "_begin_epoch", begin)
+    helped, folder = Memory(), tmp_path / "scratch"
+    run_plan(plan_, helped, executor=Stand(), scratch=Scratch(folder))
+    same(alone.results[-1].judged.outcome, helped.results[-1].judged.outcome)
+    assert alone.stages["qat"].points == helped.stages["qat"].points
+    assert epochs == [0, 1, 1]
+    assert list(folder.glob("*.pt")) == []
+
+
+def test_fresh_training_on_a_worker_begins_with_its_first_epoch(tmp_path, monkeypatch):
+    plan_, folder = plan(tmp_path, stages=["float", {"qat": {"epochs": 2}}]), tmp_path / "scratch"
+
+    def stop(*given, real=training._begin_epoch):
+        if given[-1] == 1:
+            raise KeyboardInterrupt
+        real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_begin_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan_, Memory(), scratch=Scratch(folder))
+    assert len(list(folder.glob("*.pt"))) == 1
+    epochs = []
+    monkeypatch.setattr(training, "_begin_epoch", lambda *given: epochs.append(given[-1]))
+    run_plan(plan_, Memory(), scratch=Scratch(folder), executor=Stand(), fresh=True)
+    assert epochs == [0, 1]
 
 
 def test_a_recipe_that_was_lost_waits_for_a_worker_that_has_another_by_now(tmp_path):

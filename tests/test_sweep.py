@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from qtrack import Ledger, executors
 from qtrack.cli import main
+from qtrack.engine import training
 from qtrack.errors import InputError, PipelineError, StoreAway
 from qtrack.executors import Job, WorkerLost, finished, open_executor, perform
 from qtrack.executors.in_process import InProcess
@@ -250,6 +251,25 @@ def test_a_task_is_loaded_once_for_all_jobs_until_its_file_is_edited(folder):
             file.write(edit)
         assert all(not one.error for one in run_sweep(read_sweep(path), ledger(folder), InProcess()))
         assert len((folder / "loads").read_text()) == loads
+
+
+def test_a_job_that_is_tried_again_goes_on_after_its_last_epoch(folder, monkeypatch):
+    stages = "{qat: {epochs: 2}}"
+    (folder / "one.yaml").write_text(PIPELINE.format(name="one", task=f"{TASK}:Tiny", stages=stages))
+    path, epochs = sweep_file(folder, "{name: s, jobs: [{pipeline: one.yaml}]}"), []
+
+    def begin(*given, real=training._begin_epoch):
+        epochs.append(given[-1])
+        if len(epochs) == 2:
+            raise WorkerLost("its node is gone")
+        real(*given)
+
+    monkeypatch.setattr(training, "_begin_epoch", begin)
+    (failed,) = run_sweep(read_sweep(path), ledger(folder), InProcess())
+    assert failed.error == "its node is gone"
+    (done,) = run_sweep(read_sweep(path), ledger(folder), InProcess(), resume=True)
+    assert (done.error, epochs) == ("", [0, 1, 1])
+    assert list(ledger(folder).scratch.rglob("*.pt")) == []
 
 
 def test_there_are_as_many_processes_as_their_threads_fit_in(monkeypatch):

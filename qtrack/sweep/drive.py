@@ -71,6 +71,7 @@ def _jobs(
             "code": job.code,
             "store": mask_secrets(ledger.uri),
             "experiment": experiments[job.plan.task.name],
+            "scratch": str((ledger.scratch / job.key).resolve()),
             "tags": {Tag.SWEEP: sweep.id, Tag.JOB: job.key},
         }
         gpus = int(pipeline.device != "cpu")

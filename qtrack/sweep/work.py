@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from qtrack.errors import QtrackError
 from qtrack.ledger.held import HeldLedger
 from qtrack.pipeline import read_plan
 from qtrack.report.figures import stage_figures
+from qtrack.scratch import Scratch
 from qtrack.task import Task, load_task
 
 log = logging.getLogger("qtrack")
@@ -41,11 +43,14 @@ def campaign(
     code: str,
     store: str,
     experiment: str,
+    scratch: str,
     tags: Mapping[str, str],
 ) -> Handed:
     """Run a pipeline file with these settings; what fails in it is on record and said, and no exception.
 
-    Of a task whose files have the digest ``code`` the one that is at hand is taken.
+    Of a task whose files have the digest ``code`` the one that is at hand is taken. A job that comes to no
+    end leaves in the folder ``scratch`` what need not be done when it is tried again, by a worker that sees
+    that folder.
     """
     with tempfile.TemporaryDirectory(prefix="qtrack-") as folder:
         ledger = HeldLedger(Path(folder), store, experiment, tags, stage_figures, page)
@@ -54,7 +59,9 @@ def campaign(
             load = partial(_task, code=code)
             plan = read_plan(Path(pipeline), {"threads": threads, **settings}, load)
             device = nearest(plan.pipeline.device)
-            run_plan(replace(plan, pipeline=plan.pipeline.model_copy(update={"device": device})), ledger)
+            plan = replace(plan, pipeline=plan.pipeline.model_copy(update={"device": device}))
+            run_plan(plan, ledger, scratch=Scratch(Path(scratch)))
+            shutil.rmtree(scratch, ignore_errors=True)
         except QtrackError as failed:
             error = "; ".join(str(failed).splitlines())
         except Exception as failed:  # of the user's code, or unforeseen: it is this job's own

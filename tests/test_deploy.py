@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import command, only_line
+from paused import run_with, waiting
 from recorded_tiny import write_task
 from servers import free_port, moto, postgres_cluster, serving
 from sqlalchemy import create_engine, text
@@ -113,13 +115,17 @@ def user(name, password):
     return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
 
 
+def as_admin(settings, program):
+    around = {**os.environ, **user("admin", settings["MLFLOW_AUTH_ADMIN_PASSWORD"])}
+    subprocess.run([sys.executable, "-c", program], check=True, env=around)
+
+
 @pytest.mark.slow
 def test_a_user_who_is_no_admin_passes_doctor_and_runs_a_pipeline(deployed, settings, alone):
     password = secrets.token_hex(8)
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program = program.replace("https://mlflow.example.com", deployed).replace("a password of hers", password)
-    around = {**os.environ, **user("admin", settings["MLFLOW_AUTH_ADMIN_PASSWORD"])}
-    subprocess.run([sys.executable, "-c", program], check=True, env=around)
+    as_admin(settings, program)
     for _ in range(3):  # a server that is given no processor for seconds is rightly said not to answer
         doctor = command("doctor", "--tracking-uri", deployed, **user("ada", password))
         if doctor.exit_code == 0:
@@ -130,6 +136,26 @@ def test_a_user_who_is_no_admin_passes_doctor_and_runs_a_pipeline(deployed, sett
     done = command("run", "tiny.yaml", "--tracking-uri", deployed, **user("ada", password))
     assert done.exit_code == 0, done.stderr
     assert password not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_password_and_is_sent_with_the_next(deployed, settings, alone):
+    users = f"from mlflow.server import get_app_client as client; users = client('basic-auth', '{deployed}')"
+    grace, later = user("grace", "the first password"), user("grace", "the second password")
+    as_admin(settings, f"{users}; users.create_user('grace', 'the first password')")
+
+    def change():
+        as_admin(settings, f"{users}; users.update_user_password('grace', 'the second password')")
+
+    done = run_with(deployed, change, **grace)
+    assert "the server refused the credentials (401)" in done.stderr
+    assert "later: qtrack sync" in done.stderr
+    assert waiting()
+    sent = command("sync", "--tracking-uri", deployed, **later)
+    assert sent.exit_code == 0, sent
+    assert waiting() == []
+    compared = command("compare", "--json", "--tracking-uri", deployed, **later)
+    assert [row["stage"] for row in json.loads(compared.stdout)] == ["float", "qat"]
 
 
 @pytest.mark.slow

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import boto3
 import pytest
 import tiny
-import yaml
 from botocore.exceptions import ClientError
-from commands import command, ended, only_line, started
+from commands import command, only_line
+from paused import run_with, waiting
 from recorded_tiny import write_task
 from servers import Postgres, mlflow_server, moto, postgres_cluster
 from sqlalchemy import create_engine, text
@@ -160,50 +158,10 @@ def test_doctor_tries_the_server_and_leaves_nothing_in_it(shared, recorded, alon
 # what goes away, and comes back
 
 
-PAUSED = """\
-import time
-from pathlib import Path
-
-import tiny_task
-
-
-class Mine(tiny_task.Mine):
-    def loss(self, output, batch):
-        if not Path("reached").exists():
-            Path("reached").touch()
-            while not Path("go").exists():
-                time.sleep(0.05)
-        return super().loss(output, batch)
-"""
-
-
-def run_with(address, change):
-    """A campaign in the working folder, in whose training something happens to the server."""
-    write_task(Path())
-    Path("paused_task.py").write_text(PAUSED)
-    stages = ["float", {"qat": {"epochs": 1}}]
-    pipeline = {"name": "tiny", "task": "paused_task.py:Mine", "recipe": {"engine": "x86"}, "stages": stages}
-    Path("paused.yaml").write_text(yaml.safe_dump(pipeline))
-    process = started("run", "paused.yaml", "--fresh", "--json", "--tracking-uri", address)
-    while not Path("reached").exists() and process.poll() is None:
-        time.sleep(0.05)
-    change()
-    Path("go").touch()
-    done = ended(process)
-    assert done.exit_code == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert [row["stage"] for row in json.loads(done.stdout)] == ["float", "qat"]
-    return done
-
-
 def end_connections(database):
     """From the server's end, as a time limit or a restart of the database would."""
     ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND "
     assert rows(database, f"{ended} backend_type = 'client backend'")
-
-
-def waiting():
-    return list(Path(".qtrack/spool").iterdir())
 
 
 def records(database, campaign):

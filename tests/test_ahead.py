@@ -64,6 +64,7 @@ def test_what_can_be_foreseen_needs_no_execution(tmp_path):
     assert [recipe.quantizes for recipe in found] == [False, True, True]  # not what starts from fallback
 
 
+@pytest.mark.slow
 def test_a_search_says_what_it_may_try_next(tmp_path):
     executor = Stand(slots=8)
     memory = results(plan(tmp_path, stages=["float", "ptq", "fallback"]), executor)

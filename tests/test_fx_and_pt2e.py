@@ -33,6 +33,7 @@ def accuracy(outcome):
     return sum(outcome.validation.scores) / len(outcome.validation.scores)
 
 
+@pytest.mark.slow
 @BOTH
 def test_scales_of_weights_are_equal_to_the_bit(recipe):
     fx, pt2e = both(recipe)

@@ -178,6 +178,7 @@ def name_of(logged, functions):
     return functions[kind].pop(0) if kind in functions else logged["fqn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_accumulated_errors_equal_those_of_the_suite(name):
     table, outputs = case(name).table(), outputs_by_the_suite(name)
@@ -290,6 +291,7 @@ def outputs_of(model, layer, batches):
     return joined(seen)
 
 
+@pytest.mark.slow
 def test_own_shares_equal_those_of_networks_with_one_quantized_layer_each():
     table = case("digits").table()
     assert len(weighted(table)) == WEIGHTED["digits"]

@@ -30,6 +30,7 @@ def test_there_are_as_many_as_promised():
     assert len({operator.name for operator in OPERATORS}) == len(OPERATORS) >= 40
 
 
+@pytest.mark.slow
 def test_what_torchs_shadow_comparison_skips_or_refuses_is_compared(monkeypatch):
     some(monkeypatch, *SKIPPED_BY_SHADOWS, *REFUSED_BY_SHADOWS)
     found = {trial.operator: trial for trial in trials("fx")}

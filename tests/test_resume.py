@@ -104,6 +104,7 @@ def test_a_known_model_can_be_used(executed):
     assert torch.equal(first[0].outcome.model(images), second[0].outcome.model(images))
 
 
+@pytest.mark.slow
 def test_fresh_executes_all_again(executed):
     run()
     executed.clear()

@@ -282,9 +282,10 @@ with Ledger.open().campaign(setting()) as campaign:
     [
         ("die()", "KILLED"),
         ("Journal.append = die", "KILLED"),
-        ("Journal.sent = die", "KILLED"),
-        ("Journal.remove = die", "FINISHED"),  # MLflow has it all, which is known only here
-        ("import shutil; shutil.rmtree = die", "KILLED"),
+        pytest.param("Journal.sent = die", "KILLED", marks=pytest.mark.slow),
+        # MLflow has it all, which is known only here
+        pytest.param("Journal.remove = die", "FINISHED", marks=pytest.mark.slow),
+        pytest.param("import shutil; shutil.rmtree = die", "KILLED", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_process_loses_nothing_that_it_had_recorded(ledger, client, moment, status):

@@ -214,6 +214,7 @@ def test_where_no_file_can_be_written_each_job_is_sent_a_copy(monkeypatch, caplo
     assert "each job is sent a copy" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_is_said_and_nothing_is_lost(folder, monkeypatch):
     path, away = two_jobs(folder), []
 

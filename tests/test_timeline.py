@@ -41,6 +41,7 @@ def test_a_stage_that_a_campaign_refers_to_stands_at_its_time(campaigns):
     assert len([run for run in campaigns.finished("tiny") if run.stage == "ptq"]) == 2
 
 
+@pytest.mark.slow
 def test_the_history_shows_that_a_strategy_came_back_to_what_it_was(campaigns):
     (line,) = history("tiny", "ptq")
     first, down, up = line.points
@@ -63,6 +64,7 @@ def test_a_reference_to_a_run_beyond_the_latest_is_kept(campaigns):
     assert (latest.stage, latest.run_id) == ("ptq", campaigns.timeline("tiny", "ptq")[0].run_id)
 
 
+@pytest.mark.slow
 def test_the_command_says_that_there_may_be_more(campaigns):
     said = CliRunner().invoke(main, ["history", "--experiment", "tiny", "--last", "2"]).stderr
     assert "these are the last 2 stages; --last N shows more or fewer\n" in said

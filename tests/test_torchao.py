@@ -82,6 +82,7 @@ def dtypes(quantized):
     return {site.layer: site.dtype for site in quantized.pair.sites}
 
 
+@pytest.mark.slow
 def test_importing_it_says_nothing():
     code = "from qtrack.backends import load_backend; load_backend('torchao'); print('done')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -167,6 +167,7 @@ def recorded(ledger, experiment):
     return json.loads(path.read_text())["search"]
 
 
+@pytest.mark.slow
 def test_a_second_search_begins_where_the_first_ended(ledger, caplog):
     caplog.set_level(logging.INFO, "qtrack")
     first = searched(ledger)
@@ -181,12 +182,14 @@ def test_a_second_search_begins_where_the_first_ended(ledger, caplog):
         assert "fallback: what an earlier run found saves up to 1 evaluations" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_search_takes_nothing_from_its_own_campaign(ledger):
     again = {"fallback": {"from": "ptq", "cost": "size", "name": "again"}}
     stages = ["float", {"ptq": {"samples": 1}}, "fallback", again]
     assert searched(ledger, stages=stages).searched.saved == 0
 
 
+@pytest.mark.slow
 def test_a_fresh_search_takes_nothing_from_earlier_ones(monkeypatch):
     memory = Memory()
     monkeypatch.setattr(memory, "winners", None)

@@ -2,13 +2,18 @@
 
 import logging
 import os
+import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from commands import command
+from servers import free_port
 
 from qtrack import Ledger
 from qtrack.errors import InputError
@@ -150,6 +155,38 @@ def test_a_cluster_that_runs_on_this_machine_is_joined_by_its_address_alone(clus
         assert ray.cluster_resources()["CPU"] == 2
     with pytest.raises(InputError, match="has cores of its own"):
         open_executor("ray", address=cluster.address, workers=3)
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    """The address and the token of a cluster that asks for one."""
+    token, port = secrets.token_hex(16), free_port()
+    around = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    options = ["--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard=false", "--block"]
+    ray_ = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+    with (tmp_path / "ray.log").open("wb") as log:
+        process = subprocess.Popen(ray_, env=around, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while "Ray runtime started" not in (tmp_path / "ray.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    yield f"127.0.0.1:{port}", token
+    process.terminate()
+    process.wait(60)
+
+
+def test_a_cluster_that_asks_for_a_token_says_so_in_one_line(guarded, tmp_path, monkeypatch):
+    address, token = guarded
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    Path("one.yaml").write_text(f"{{name: one, task: '{HERE}/tiny.py:Tiny', stages: [ptq], threads: 1}}")
+    Path("sweep.yaml").write_text("{name: s, jobs: [{pipeline: one.yaml}]}")
+    sweep = ["sweep", "sweep.yaml", "--executor", "ray", "--address", address]
+    refused = command(*sweep)
+    assert refused.exit_code == 2
+    (line,) = refused.stderr.splitlines()
+    assert f"Ray at {address} cannot be joined: it asks for a token; set RAY_AUTH_MODE=token" in line
+    done = command(*sweep, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, PYTHONPATH=HERE)
+    assert done.exit_code == 0, done.stderr
 
 
 def test_a_task_that_a_worker_cannot_import_fails_that_job_alone(cluster, tmp_path):

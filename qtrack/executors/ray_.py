@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -39,7 +42,9 @@ LOST = (
 NEW = "local"
 """Ray's word for a cluster of one's own; where it is told nothing, it joins any that runs on this machine."""
 
+TOKEN = "it asks for a token; set RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 ANSWER_S = 9.0
+STDERR = 2
 AHEAD = 2
 """Jobs for each core of the cluster that wait in it, so that no worker is idle between two."""
 
@@ -97,13 +102,31 @@ def _join(address: str, workers: int | None) -> None:
     if workers is not None and address != NEW:
         raise InputError(f"--workers is for a new cluster; that at {address} has cores of its own")
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    with TemporaryFile() as printed:
+        try:
+            if host and port.isdecimal():  # of which Ray itself would make minutes
+                socket.create_connection((host, int(port)), ANSWER_S).close()
+            with _stderr_to(printed):
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
+        except (OSError, RuntimeError, ValueError) as cause:
+            said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            printed.seek(0)
+            if b"InvalidAuthToken" in printed.read():
+                said = TOKEN
+            raise InputError(f"Ray at {address} cannot be joined: {said}") from cause
+
+
+@contextmanager
+def _stderr_to(file: IO[bytes]) -> Iterator[None]:
+    """Of the whole process: Ray's library prints a line for each attempt, past Python."""
+    sys.stderr.flush()
+    before = os.dup(STDERR)
+    os.dup2(file.fileno(), STDERR)
     try:
-        if host and port.isdecimal():  # of which Ray itself would make minutes, and lines of its own
-            socket.create_connection((host, int(port)), ANSWER_S).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (OSError, RuntimeError, ValueError) as cause:
-        said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise InputError(f"Ray at {address} cannot be joined: {said}") from cause
+        yield
+    finally:
+        os.dup2(before, STDERR)
+        os.close(before)
 
 
 def _too_large(job: Job) -> str:

@@ -126,9 +126,9 @@ class Ahead:
         """
         if self._executor is None or self._terms is None or self._terms.device != "cpu":
             return
-        others, slots = self._executor.running(), self._executor.slots
+        others, workers = self._executor.running(), self._executor.at_once(self._terms.threads)
         batches = self._setting.splits[begun.split].batches
-        if 2 * len(others) >= slots or not is_worth_it(begun, batches, slots - len(others)):
+        if 2 * len(others) >= workers or not is_worth_it(begun, batches, workers - len(others)):
             return
         try:
             yield from evaluated(self._executor, self._terms, begun, batches, others)

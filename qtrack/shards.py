@@ -32,7 +32,7 @@ def switched(
 
     Raises what ``Sensitivity`` raises, and WorkerLost where one worker after another was lost.
     """
-    of = SHARES * executor.slots
+    of = SHARES * executor.at_once(terms.threads)
     jobs = (
         terms.job(f"share {share} of {of}", remote.switched, recipe=recipe, share=share, of=of)
         for share in range(of)
@@ -73,7 +73,7 @@ def evaluated(
     lost; each after the parts before it.
     """
     turn, early = begun.batches, dict[int, Finished]()
-    count = -(-(batches - turn) // (SHARES * executor.slots))
+    count = -(-(batches - turn) // (SHARES * executor.at_once(terms.threads)))
     with executor.placed(remote.written(begun.model)) as state:
         jobs = _runs(terms, begun, state, range(turn, batches, count), count)
         for done in finished(executor, jobs, others=others):

@@ -207,6 +207,13 @@ def test_a_task_that_a_worker_cannot_import_fails_that_job_alone(cluster, tmp_pa
     assert found[1].error == ""
 
 
+def test_only_what_the_cores_of_a_node_have_room_for_is_at_once(cluster):
+    with open_executor("ray", address=cluster.address) as executor:
+        assert (executor.slots, executor.at_once(1), executor.at_once(2)) == (4, 2, 1)
+        cluster.add_node(num_cpus=3)
+        assert (executor.at_once(1), executor.at_once(2)) == (5, 1)
+
+
 def test_what_jobs_share_is_placed_once(cluster):
     with open_executor("ray", address=cluster.address) as executor, executor.placed(b"7" * 100_000) as placed:
         jobs = [Job(str(n), "test_sweep:length", {"content": placed}) for n in range(4)]

@@ -75,6 +75,9 @@ class Executor(Protocol):
     def slots(self) -> int:
         """Jobs that it takes before it has finished one."""
 
+    def at_once(self, threads: int) -> int:
+        """Jobs of so many threads each that it has workers for; at most ``slots``."""
+
     def submit(self, job: Job) -> Future[Any]:
         """Begin; the future raises WorkerLost where another try may succeed, else what the job raises."""
 
@@ -115,6 +118,9 @@ class Watched:
     @property
     def slots(self) -> int:
         return self._executor.slots
+
+    def at_once(self, threads: int) -> int:
+        return self._executor.at_once(threads)
 
     def submit(self, job: Job) -> Future[Any]:
         future = self._executor.submit(job)

@@ -17,6 +17,9 @@ class InProcess:
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
         pass
 
+    def at_once(self, threads: int) -> int:
+        return 1
+
     def submit(self, job: Job) -> Future[Any]:
         future: Future[Any] = Future()
         try:

@@ -39,6 +39,9 @@ class Processes:
         self._idle = [_pool() for _ in range(self.slots)]
         self._busy: set[ProcessPoolExecutor] = set()
 
+    def at_once(self, threads: int) -> int:
+        return self.slots
+
     def submit(self, job: Job) -> Future[Any]:
         pool, answer = self._idle.pop(), Future[Any]()
         self._busy.add(pool)

@@ -77,6 +77,9 @@ class RayExecutor:
         known: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         return AHEAD * max(1, int(known.get("CPU", 1)))
 
+    def at_once(self, threads: int) -> int:
+        return max(1, sum(int(node.get("CPU", 0)) // threads for node in _nodes()))
+
     def submit(self, job: Job) -> Future[Any]:
         too_large = _too_large(job)
         if too_large:
@@ -129,11 +132,15 @@ def _stderr_to(file: IO[bytes]) -> Iterator[None]:
         os.close(before)
 
 
+def _nodes() -> list[dict[str, float]]:
+    """What each node has."""
+    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in known if node["Alive"]]
+
+
 def _too_large(job: Job) -> str:
     """Ray would let it wait for ever."""
-    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in known if node["Alive"]]
-    if any(node.get("CPU", 0) >= job.threads and node.get("GPU", 0) >= job.gpus for node in nodes):
+    if any(node.get("CPU", 0) >= job.threads and node.get("GPU", 0) >= job.gpus for node in _nodes()):
         return ""
     return f"no node of the cluster has {job.threads} CPU threads and {job.gpus} GPUs, which the job takes"
 

@@ -96,6 +96,52 @@ def test_an_evaluation_that_is_shared_ends_where_it_would_have_ended_here(tmp_pa
     assert len(executor.jobs) < 7
 
 
+class Holding(Stand):
+    """Knows how much is placed with it, and how often anything was."""
+
+    held = ever = 0
+
+    @contextmanager
+    def placed(self, content):
+        self.held, self.ever = self.held + 1, self.ever + 1
+        try:
+            with super().placed(content) as state:
+                yield state
+        finally:
+            self.held -= 1
+
+
+def interrupted(scores):
+    if enough(scores):
+        raise KeyboardInterrupt
+    return False
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(("until", "end"), [(enough, Stopped), (interrupted, KeyboardInterrupt)])
+def test_nothing_is_held_for_an_evaluation_that_ended_early(tmp_path, until, end):
+    executor, gone = Holding(), []
+    with pytest.raises(end) as ended:
+        shared(plan(tmp_path), STATIC, executor, Phases(gone), until=until)
+    assert ended.tb  # which may live for long
+    assert (executor.ever, executor.held) == (1, 0)
+    assert gone[-1] == "validation"
+
+
+class Phases:
+    """A monitor that notes the end of each phase."""
+
+    def __init__(self, ended):
+        self.ended = ended
+
+    @contextmanager
+    def phase(self, name, total):
+        try:
+            yield lambda samples: None
+        finally:
+            self.ended.append(name)
+
+
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_worker_that_is_lost_has_its_batches_tried_again(tmp_path, caplog, lost):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -306,10 +306,12 @@ class _Execution:
 
     def _evaluate(self, model: nn.Module, split: Split, until: Until | None = None) -> Evaluation:
         device = CPU if self.recipe.quantizes else self._device(model)
-        found = self._counted(split, self._parts(model, split, device), split, lambda one: len(one.scores))
-        return joined(self.task, model, split, found, until, device)
+        with closing(self._parts(model, split, device)) as parts:  # however it ends, nothing is held for it
+            found = self._counted(split, parts, split, lambda one: len(one.scores))
+            with closing(found):
+                return joined(self.task, model, split, found, until, device)
 
-    def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Iterator[Part]:
+    def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Generator[Part, None, None]:
         """The first made here, to see what they take; then those that are had elsewhere; then the rest."""
         batches = enumerate(batches_of(self.task, split))
         batch_s, done, samples, alike = 0.0, 0, 0, device == CPU
@@ -360,7 +362,7 @@ class _Execution:
 
     def _counted(
         self, name: str, batches: Iterable[Counted], split: str, size: Callable[[Counted], int] = size_of
-    ) -> Iterator[Counted]:
+    ) -> Generator[Counted, None, None]:
         """The same batches, each counted once it is done with."""
         with self.monitor.phase(name, self.sizes.get(split)) as advance:
             for batch in batches:

@@ -174,12 +174,29 @@ def guarded(tmp_path):
     process.wait(60)
 
 
+def write_sweep(folder):
+    task = f"{HERE}/tiny.py:Tiny"
+    (folder / "one.yaml").write_text(f"{{name: one, task: '{task}', stages: [ptq], threads: 1}}")
+    (folder / "sweep.yaml").write_text("{name: s, jobs: [{pipeline: one.yaml}]}")
+
+
+def test_a_cluster_of_ones_own_leaves_no_token_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    write_sweep(tmp_path)
+    new = ["--executor", "ray", "--workers", "1"]
+    done = command("sweep", "sweep.yaml", *new, HOME=str(tmp_path), PYTHONPATH=HERE)
+    assert done.exit_code == 0, done.stderr
+    assert not (tmp_path / ".ray").exists()
+
+
 def test_a_cluster_that_asks_for_a_token_says_so_in_one_line(guarded, tmp_path, monkeypatch):
     address, token = guarded
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    Path("one.yaml").write_text(f"{{name: one, task: '{HERE}/tiny.py:Tiny', stages: [ptq], threads: 1}}")
-    Path("sweep.yaml").write_text("{name: s, jobs: [{pipeline: one.yaml}]}")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    write_sweep(tmp_path)
     sweep = ["sweep", "sweep.yaml", "--executor", "ray", "--address", address]
     refused = command(*sweep)
     assert refused.exit_code == 2

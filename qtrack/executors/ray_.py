@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -104,6 +106,9 @@ def _join(address: str, workers: int | None) -> None:
     started: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == NEW else {}
     if workers is not None and address != NEW:
         raise InputError(f"--workers is for a new cluster; that at {address} has cores of its own")
+    if address == NEW and not (Path.home() / ".ray" / "auth_token").exists():
+        # else Ray writes one into the user's home, which later clusters of the user's own would ask for
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     host, _, port = address.removeprefix("ray://").rpartition(":")
     with TemporaryFile() as printed:
         try:

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from qtrack import Ledger
 from qtrack.api import run as run_pipeline
 from qtrack.cli import main
+from qtrack.errors import StoreAway
 from qtrack.recipe import recipe_from_yaml
 from qtrack.report import figures
 
@@ -287,6 +288,21 @@ def test_a_stage_that_fails_leaves_the_others_on_record(alone):
     shown = qtrack("compare").stdout.splitlines()
     assert "yes" in shown[-2]
     assert "FAILED" in shown[-1]
+
+
+def test_a_store_that_stops_to_answer_in_the_end_has_the_record_all_the_same(alone, monkeypatch):
+    def gone(*_, **__):
+        raise StoreAway("the store does not answer")
+
+    write_task(alone, stages=["float", "ptq"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "strategies", gone)
+        done = qtrack("run", "tiny.yaml", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "the store does not answer; it has the whole record" in done.stderr
+    told, kept = json.loads(done.stdout), json.loads(qtrack("compare", "--json").stdout)
+    assert [row["stage"] for row in told] == ["float", "ptq"]
+    assert [row["value"] for row in told] == [row["value"] for row in kept]
 
 
 def test_doctor_checks_the_store(recorded):

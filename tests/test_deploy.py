@@ -9,6 +9,7 @@ import secrets
 import shlex
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sqlalchemy.pool import NullPool
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE = (DEPLOY / "compose.yaml").read_text()
+AUTH = (DEPLOY / "basic_auth.ini").read_text()
 README = (DEPLOY / "README.md").read_text()
 EXAMPLE = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
 
@@ -146,6 +148,8 @@ def test_a_run_outlives_its_password_and_is_sent_with_the_next(deployed, setting
 
     def change():
         as_admin(settings, f"{users}; users.update_user_password('grace', 'the second password')")
+        (seconds,) = re.findall(r"^auth_cache_ttl_seconds = (\d+)$", AUTH, re.MULTILINE)
+        time.sleep(int(seconds) + 1)  # so long the server takes the password that was right
 
     done = run_with(deployed, change, **grace)
     assert "the server refused the credentials (401)" in done.stderr

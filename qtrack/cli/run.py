@@ -13,6 +13,7 @@ import click
 from qtrack.cli import options
 from qtrack.cli.options import as_json, debug, tracking_uri
 from qtrack.cli.signals import terminating_as_interrupted
+from qtrack.errors import StoreAway
 
 if TYPE_CHECKING:
     from qtrack.budget import Budget
@@ -158,8 +159,15 @@ class _Noted:
         return self.ledger.worked()
 
     def strategies(self) -> list[Strategy]:
-        """As the store has them; where it has not all, as they were written to the spool."""
-        return self.record.strategies() if self.ledger.waiting else self.ledger.strategies(campaign=self.id)
+        """As the store has them; where it has not all, or does not answer now, as they were recorded."""
+        from qtrack.cli.render import remark
+
+        if not self.ledger.waiting:
+            try:
+                return self.ledger.strategies(campaign=self.id)
+            except StoreAway as away:
+                remark(f"{away}; it has the whole record")
+        return self.record.strategies()
 
 
 def _closing(strategies: list[Strategy], results: list[StageResult], ledger: Ledger) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -24,6 +26,16 @@ def started(*arguments, **environment):
         text=True,
         env={**kept, **environment},
     )
+
+
+@contextmanager
+def running(*arguments, **environment) -> Iterator[subprocess.Popen[str]]:
+    """A command that does not outlive the context."""
+    with started(*arguments, **environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def ended(process):

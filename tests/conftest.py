@@ -4,6 +4,7 @@ Pictures take more than half the time of recording a small stage: only tests tha
 """
 
 import os
+import signal
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_MODEL_CATALOG_URI"] = ""
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 from qtrack.report import figures
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,8 @@
 """Commands that work on a store, on a real campaign of a tiny network."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from commands import running
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -339,8 +337,7 @@ def test_doctor_exits_with_1_where_the_store_is_out_of_reach():
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_is_recorded_as_killed(how, alone):
     write_task(alone, loss="import time; time.sleep(60)", stages=["ptq", "qat"])
-    command = [sys.executable, "-m", "qtrack", "run", "tiny.yaml"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as work:
+    with running("run", "tiny.yaml") as work:
         for line in work.stderr:
             if line.strip() == "qat":
                 break
@@ -354,8 +351,7 @@ def test_a_run_that_is_told_to_end_is_recorded_as_killed(how, alone):
 
 @pytest.mark.slow
 def test_the_ui_answers_and_ends(recorded):
-    command = [sys.executable, "-m", "qtrack", "ui"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as work:
+    with running("ui") as work:
         links = dict(work.stdout.readline().strip().split(": ", 1) for _ in range(4))
         address = links["all experiments"]
         with urllib.request.urlopen(address, timeout=10) as page:
@@ -374,9 +370,7 @@ def test_the_example_is_shown_as_a_copy(alone):
         return {path: path.stat().st_mtime_ns for path in FOLDER.rglob("*")}
 
     before = written()
-    command = [sys.executable, "-m", "qtrack", "ui", "--example"]
-    environment = {**os.environ, "TMPDIR": str(alone)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as work:
+    with running("ui", "--example", TMPDIR=str(alone)) as work:
         links = dict(work.stdout.readline().strip().split(": ", 1) for _ in range(5))
         with urllib.request.urlopen(links["all experiments"], timeout=10) as page:
             assert b"MLflow" in page.read()

@@ -288,7 +288,7 @@ def test_a_stage_that_fails_leaves_the_others_on_record(alone):
     assert "FAILED" in shown[-1]
 
 
-def test_a_store_that_stops_to_answer_in_the_end_has_the_record_all_the_same(alone, monkeypatch):
+def test_a_store_that_stops_answering_in_the_end_has_the_record_all_the_same(alone, monkeypatch):
     def gone(*_, **__):
         raise StoreAway("the store does not answer")
 

@@ -120,26 +120,12 @@ def interrupted(scores):
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(("until", "end"), [(enough, Stopped), (interrupted, KeyboardInterrupt)])
 def test_nothing_is_held_for_an_evaluation_that_ended_early(tmp_path, until, end):
-    executor, gone = Holding(), []
+    executor, watching = Holding(), Counting()
     with pytest.raises(end) as ended:
-        shared(plan(tmp_path), STATIC, executor, Phases(gone), until=until)
+        shared(plan(tmp_path), STATIC, executor, watching, until=until)
     assert ended.tb  # which may live for long
     assert (executor.ever, executor.held) == (1, 0)
-    assert gone[-1] == "validation"
-
-
-class Phases:
-    """A monitor that notes the end of each phase."""
-
-    def __init__(self, ended):
-        self.ended = ended
-
-    @contextmanager
-    def phase(self, name, total):
-        try:
-            yield lambda samples: None
-        finally:
-            self.ended.append(name)
+    assert watching.ended[-1] == "validation"
 
 
 @pytest.mark.usefixtures("eager")
@@ -194,17 +180,20 @@ def test_what_workers_have_evaluated_stands_where_the_next_would_come_to_somethi
 
 
 class Counting:
-    """A monitor that counts samples."""
+    """A monitor that counts samples, and notes which phases have ended."""
 
     def __init__(self):
-        self.done = {}
+        self.done, self.ended = {}, []
 
     @contextmanager
     def phase(self, name, total):
         def advance(samples):
             self.done[name] = self.done.get(name, 0) + samples
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            self.ended.append(name)
 
 
 WAYWARD = f"""

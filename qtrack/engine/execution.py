@@ -306,10 +306,11 @@ class _Execution:
 
     def _evaluate(self, model: nn.Module, split: Split, until: Until | None = None) -> Evaluation:
         device = CPU if self.recipe.quantizes else self._device(model)
-        with closing(self._parts(model, split, device)) as parts:  # however it ends, nothing is held for it
-            found = self._counted(split, parts, split, lambda one: len(one.scores))
-            with closing(found):
-                return joined(self.task, model, split, found, until, device)
+        with (  # else the traceback of an early end holds what they have opened
+            closing(self._parts(model, split, device)) as parts,
+            closing(self._counted(split, parts, split, lambda one: len(one.scores))) as found,
+        ):
+            return joined(self.task, model, split, found, until, device)
 
     def _parts(self, model: nn.Module, split: Split, device: torch.device) -> Generator[Part, None, None]:
         """The first made here, to see what they take; then those that are had elsewhere; then the rest."""

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -106,8 +105,7 @@ def _join(address: str, workers: int | None) -> None:
     started: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == NEW else {}
     if workers is not None and address != NEW:
         raise InputError(f"--workers is for a new cluster; that at {address} has cores of its own")
-    if address == NEW and not (Path.home() / ".ray" / "auth_token").exists():
-        # else Ray writes one into the user's home, which later clusters of the user's own would ask for
+    if address == NEW:  # else Ray writes one into the user's home, which later clusters would ask for
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     host, _, port = address.removeprefix("ray://").rpartition(":")
     with TemporaryFile() as printed:

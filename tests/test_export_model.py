@@ -12,6 +12,7 @@ from qtrack.api import export_model
 from qtrack.engine import execute
 from qtrack.engine.exporting import export_model as written
 from qtrack.errors import BackendError, InputError
+from qtrack.ledger import models
 from qtrack.recipe import Override, Recipe, Training, WeightOnly
 
 pytest_plugins = ("recorded_store",)
@@ -90,6 +91,23 @@ class Forgetful(tiny.Tiny):
 
     def calibration(self):
         return [(3 * images + 1, labels) for images, labels in super().calibration()]
+
+
+class SelfTaught(tiny.Tiny):
+    """Trains its model each time it is asked for it."""
+
+    def model(self):
+        net = super().model()
+        images, labels = self.calibration()[0]
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        return net
+
+
+def test_a_task_may_train_its_model_each_time(tmp_path):
+    task = SelfTaught()
+    outcome = execute(task, PTQ, thorough=False)
+    assert models.save(task, outcome, tmp_path / "saved") == "saved"
+    assert written(task, PTQ, outcome.model, tmp_path / "model.pt2").form == "reference"
 
 
 def test_what_torch_cannot_export_is_one_line_and_leaves_nothing(folder, tmp_path):

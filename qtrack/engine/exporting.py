@@ -83,7 +83,9 @@ def _has_kernels(recipe: Recipe, model: nn.Module) -> bool:
 
 def _reference(task: Task, recipe: Recipe, model: nn.Module, inputs: Inputs) -> nn.Module:
     backend = load_backend(recipe.backend)
-    prepared = backend.prepare(transformed(task.model().eval(), recipe, inputs), recipe, inputs)
+    with torch.enable_grad():  # a task may train its model each time
+        floating = task.model().eval()
+    prepared = backend.prepare(transformed(floating, recipe, inputs), recipe, inputs)
     call(prepared.model.eval(), inputs, "the prepared model refuses its example")
     return backend.reference_of(prepared, model)
 
